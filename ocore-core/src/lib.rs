@@ -1,0 +1,32 @@
+//! The core of ocore: takes a commit and makes it the running version of an environment, or puts everything
+//! back exactly as it was, whatever fails on the way.
+//!
+//! * **Decides**: [`machine`], [`queue`], [`retry`], [`health`] and [`retention`] are pure: no I/O, no clock, no
+//!   chance. Time and chance arrive as arguments.
+//! * **Acts**: [`engine`] is the only place where decisions meet the world.
+//! * **Obeys**: adapters implement the traits in [`port`].
+//!
+//! A host builds an [`Engine`](engine::Engine) from six adapters, saves environments, asks for deployments and
+//! runs workers. See the repository's `README.md` for a whole program.
+
+pub mod deployment;
+pub mod engine;
+pub mod environment;
+pub mod event;
+pub mod executor;
+pub mod failure;
+pub mod health;
+pub mod http_probe;
+pub mod id;
+pub mod machine;
+pub mod name;
+pub mod port;
+pub mod queue;
+pub mod release;
+pub mod request;
+pub mod retention;
+pub mod retry;
+pub mod secret;
+pub mod stored;
+#[cfg(feature = "testing")]
+pub mod testing;

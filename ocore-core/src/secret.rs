@@ -1,0 +1,241 @@
+//! Secrets, and how they are kept out of everything that is stored or shown.
+
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use base64::{Engine as _, engine::general_purpose};
+use zeroize::Zeroizing;
+
+/// The shortest text that is hidden, in bytes. Shorter ones would black out half of every log, and protect nothing.
+pub const HIDDEN_LENGTH_MIN: usize = 4;
+
+/// A value that must not be seen: a token, a password, a private key.
+///
+/// It has no `Display`, no `Serialize`, and its `Debug` says nothing. Its memory is overwritten when it is dropped.
+#[derive(Clone)]
+pub struct Secret(Arc<Zeroizing<String>>);
+
+impl Secret {
+    /// A secret value.
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(Arc::new(Zeroizing::new(value.into())))
+    }
+
+    /// The value itself, for the one place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// What stands where a secret was.
+pub const REDACTED: &str = "[secret]";
+
+/// Replaces every known secret: the value itself, each line of one that has several, and the forms in which
+/// programs print them (Base64, hexadecimal, URL-encoded, JSON-escaped).
+#[derive(Clone, Default)]
+pub struct Redactor(Arc<RwLock<Known>>);
+
+#[derive(Default)]
+struct Known {
+    forms: Vec<Zeroizing<String>>,
+    search: Option<AhoCorasick>,
+}
+
+impl Redactor {
+    /// A redactor that knows these secrets.
+    #[must_use]
+    pub fn new(secrets: impl IntoIterator<Item = Secret>) -> Self {
+        let redactor = Self::default();
+        for secret in secrets {
+            redactor.hide(&secret);
+        }
+        redactor
+    }
+
+    /// From now on this value is replaced. Values shorter than [`HIDDEN_LENGTH_MIN`] are not.
+    pub fn hide(&self, secret: &Secret) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = known.forms.len();
+        for form in forms(secret.expose()) {
+            if !known.forms.contains(&form) {
+                known.forms.push(form);
+            }
+        }
+        if known.forms.len() > before {
+            // Leftmost-longest: where one secret is the beginning of another, the longer one is taken whole.
+            let builder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).to_owned();
+            known.search = builder.build(known.forms.iter().map(|form| form.as_bytes())).ok();
+        }
+    }
+
+    /// The text with every known secret replaced by [`REDACTED`].
+    #[must_use]
+    pub fn redact(&self, text: &str) -> String {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(search) = &known.search else { return text.to_owned() };
+        let mut clean = String::with_capacity(text.len());
+        search.replace_all_with(text, &mut clean, |_, _, to| {
+            to.push_str(REDACTED);
+            true
+        });
+        clean
+    }
+}
+
+impl fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Redactor(…)")
+    }
+}
+
+/// The forms in which a secret may be printed.
+fn forms(value: &str) -> impl Iterator<Item = Zeroizing<String>> {
+    let lines = value.lines().map(str::trim).filter(|line| *line != value);
+    let texts: Vec<&str> = std::iter::once(value).chain(lines).collect();
+    let forms: Vec<String> = texts.into_iter().flat_map(|text| encodings(text.trim())).collect();
+    forms.into_iter().filter(|form| form.len() >= HIDDEN_LENGTH_MIN).map(Zeroizing::new)
+}
+
+fn encodings(text: &str) -> Vec<String> {
+    if text.len() < HIDDEN_LENGTH_MIN {
+        return Vec::new();
+    }
+    let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let url = percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string();
+    let url_lower = lower_escapes(&url);
+    let json = serde_json::to_string(text).unwrap_or_default();
+    let json = json.trim_matches('"').to_owned();
+    let mut all = vec![text.to_owned(), hex.to_uppercase(), hex, url, url_lower, json];
+    all.push(percent_encode_reserved(text));
+    all.extend(base64_cores(text));
+    all
+}
+
+/// Percent-encoding as URL libraries do it: the unreserved characters of RFC 3986 stay.
+fn percent_encode_reserved(text: &str) -> String {
+    const RESERVED: percent_encoding::AsciiSet =
+        percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    percent_encoding::utf8_percent_encode(text, &RESERVED).to_string()
+}
+
+fn lower_escapes(url: &str) -> String {
+    let mut lower = String::with_capacity(url.len());
+    let mut escape = 0;
+    for c in url.chars() {
+        escape = if c == '%' { 3_u32 } else { escape };
+        lower.push(if escape > 0 { c.to_ascii_lowercase() } else { c });
+        escape = escape.saturating_sub(1);
+    }
+    lower
+}
+
+/// Base64 of a text that may stand anywhere in what was encoded, as in `user:token`: for each of the three
+/// alignments, the digits that depend on the text alone.
+fn base64_cores(text: &str) -> Vec<String> {
+    let mut cores = Vec::new();
+    for engine in [&general_purpose::STANDARD_NO_PAD, &general_purpose::URL_SAFE_NO_PAD] {
+        for shift in 0..3 {
+            let shifted = [vec![0; shift], text.as_bytes().to_vec()].concat();
+            let encoded = engine.encode(&shifted);
+            let from = (shift * 8).div_ceil(6);
+            let to = shifted.len() * 8 / 6;
+            cores.extend(encoded.get(from..to).map(str::to_owned));
+        }
+    }
+    // A short core would also match what is no secret.
+    cores.retain(|core| core.len() >= 6);
+    cores
+}
+
+/// The longest line that is kept, in bytes.
+pub const LINE_LENGTH_MAX: usize = 64 * 1024;
+
+/// A line from outside made safe to store and show: redacted, cut at 64 KiB, control characters and those that
+/// change the reading direction escaped, so that no line can pretend to be another.
+#[must_use]
+pub fn printable(redactor: &Redactor, line: &str) -> String {
+    let clean = redactor.redact(line);
+    let end = clean.floor_char_boundary(LINE_LENGTH_MAX);
+    let (kept, cut) = clean.split_at(end);
+    let mut safe = String::with_capacity(kept.len());
+    for c in kept.trim_end_matches(['\r', '\n']).chars() {
+        if c == '\t' || !(c.is_control() || is_bidi(c)) {
+            safe.push(c);
+        } else {
+            safe.extend(c.escape_unicode());
+        }
+    }
+    if !cut.is_empty() {
+        safe.push_str(" [line cut]");
+    }
+    safe
+}
+
+const fn is_bidi(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{2028}' | '\u{2029}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALUE: &str = "pa55+w/ord \"x\"";
+
+    #[track_caller]
+    fn check(text: &str) {
+        let redacted = Redactor::new([Secret::new(VALUE)]).redact(text);
+        assert!(redacted.contains(REDACTED), "{text:?} became {redacted:?}");
+    }
+
+    #[test]
+    fn every_form_of_a_secret_is_replaced() {
+        check(&format!("token={VALUE}!"));
+        check(&general_purpose::STANDARD.encode(VALUE));
+        for user in ["", "u:", "us:", "user:"] {
+            check(&general_purpose::STANDARD.encode(format!("{user}{VALUE}@host")));
+            check(&general_purpose::URL_SAFE.encode(format!("{user}{VALUE}@host")));
+        }
+        check(&VALUE.bytes().map(|b| format!("{b:02x}")).collect::<String>());
+        check("https://u:pa55%2Bw%2Ford%20%22x%22@host");
+        check("https://u:pa55%2bw%2ford%20%22x%22@host");
+        check(&serde_json::to_string(VALUE).unwrap());
+    }
+
+    #[test]
+    fn each_line_of_a_key_is_a_secret() {
+        let redactor = Redactor::new([Secret::new("-----BEGIN-----\nAAAABBBB\nCCCCDDDD\n-----END-----\n")]);
+        assert_eq!(redactor.redact("x AAAABBBB y"), "x [secret] y");
+        assert_eq!(redactor.redact("x CCCCDDDD"), "x [secret]");
+    }
+
+    #[test]
+    fn a_secret_has_no_debug() {
+        assert_eq!(format!("{:?}", Secret::new(VALUE)), "Secret(…)");
+        assert_eq!(format!("{:?}", Redactor::new([Secret::new(VALUE)])), "Redactor(…)");
+    }
+
+    #[test]
+    fn a_line_cannot_pretend_to_be_another() {
+        let safe = printable(&Redactor::default(), "a\u{1b}[2Jb\rc\u{202e}d\n");
+        assert_eq!(safe, "a\\u{1b}[2Jb\\u{d}c\\u{202e}d");
+        let long = printable(&Redactor::default(), &"ä".repeat(LINE_LENGTH_MAX));
+        assert!(long.len() <= LINE_LENGTH_MAX + 20 && long.ends_with(" [line cut]"));
+    }
+
+    #[test]
+    fn a_secret_across_the_cut_is_hidden() {
+        let line = format!("{}{VALUE}", "x".repeat(LINE_LENGTH_MAX - 5));
+        assert!(!printable(&Redactor::new([Secret::new(VALUE)]), &line).contains("pa55"));
+    }
+}

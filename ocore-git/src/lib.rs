@@ -1,0 +1,1 @@
+//! The Source of ocore over git2.

@@ -1,0 +1,1 @@
+//! The embedded default of ocore: SQLite, directories, local processes.

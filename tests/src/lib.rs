@@ -1,0 +1,1 @@
+//! Tests of ocore as a whole.

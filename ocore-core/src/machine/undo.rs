@@ -223,8 +223,9 @@ impl Fold for Restore {
     fn keep(&mut self, restored: Self::Kept) {
         self.restored.extend(restored);
     }
+    /// The last attempt may have replaced the data of some instances: whatever is decided next, that is undone.
     fn again(self, _dirty: bool) -> State {
-        self.into()
+        Self { cutover: self.cutover.touched(), ..self }.into()
     }
     fn give_up(self, cause: Cause) -> State {
         match self.toward.clone() {
@@ -239,7 +240,7 @@ impl Fold for Restore {
 pub struct Revive {
     pub(super) job: Job,
     previous: Arc<Live>,
-    cause: Cause,
+    pub(super) cause: Cause,
     tally: Tally,
     revived: BTreeMap<InstanceName, Started>,
 }

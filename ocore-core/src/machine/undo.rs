@@ -111,6 +111,12 @@ impl Withdraw {
         &self.cutover
     }
 
+    /// Where it leads.
+    #[must_use]
+    pub const fn toward(&self) -> &Toward {
+        &self.toward
+    }
+
     /// The instances that earlier attempts withdrew.
     #[must_use]
     pub const fn withdrawn(&self) -> &BTreeSet<InstanceName> {
@@ -182,6 +188,12 @@ impl Restore {
     #[must_use]
     pub fn data(&self) -> Arc<BTreeMap<InstanceName, Snapshot>> {
         self.cutover.data(&self.toward)
+    }
+
+    /// Where it leads.
+    #[must_use]
+    pub const fn toward(&self) -> &Toward {
+        &self.toward
     }
 
     /// The instances that earlier attempts restored.

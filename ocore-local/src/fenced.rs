@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -98,9 +98,5 @@ impl Fenced {
 
     fn path(&self) -> PathBuf {
         self.directory.join("fence")
-    }
-
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
     }
 }

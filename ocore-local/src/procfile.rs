@@ -59,10 +59,10 @@ impl Procfile {
         let mut lines = 0;
         for (index, text) in text.lines().enumerate() {
             lines = index + 1;
-            if let Some((name, command)) = parse_line(lines, text)? {
-                if let Some((first, _)) = commands.insert(name, (lines, command)) {
-                    return Err(InvalidProcfile::Twice { line: lines, first, name: name.to_owned() });
-                }
+            if let Some((name, command)) = parse_line(lines, text)?
+                && let Some((first, _)) = commands.insert(name, (lines, command))
+            {
+                return Err(InvalidProcfile::Twice { line: lines, first, name: name.to_owned() });
             }
         }
         let mut take = |name| {

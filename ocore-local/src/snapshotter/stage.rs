@@ -1,6 +1,6 @@
 //! The directory that is to take the data's place, built beside it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ocore_core::port::{Context, Error, Result};
 
@@ -51,7 +51,7 @@ impl Stage {
         Ok(staged)
     }
 
-    fn copy(&self, manifest: &Manifest<Head>, to: &PathBuf, cancel: &Cancel) -> Result<()> {
+    fn copy(&self, manifest: &Manifest<Head>, to: &Path, cancel: &Cancel) -> Result<()> {
         durable::remove_tree(to).at("remove", to)?;
         let from = self.directory.join(DATA);
         let mut reading = Reading::new(&self.context, "restoring data", manifest.bytes());

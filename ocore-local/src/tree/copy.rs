@@ -72,7 +72,7 @@ pub(crate) fn finish<'a>(directories: impl DoubleEndedIterator<Item = &'a Entry>
 pub(crate) fn digest_on_disk(path: &Path, cancel: &Cancel) -> Result<String> {
     let mut file = open(path)?;
     // Advice may be ignored; then the file is read from memory.
-    drop(rustix::fs::fadvise(&file, 0, None, Advice::DontNeed));
+    let _ = rustix::fs::fadvise(&file, 0, None, Advice::DontNeed);
     digest(&mut file, path, cancel, &mut |_| Ok(()))
 }
 

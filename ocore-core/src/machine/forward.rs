@@ -215,6 +215,12 @@ impl Snapshot {
         Self { job, tally: Tally::default(), release, after_stop, taken: BTreeMap::new() }
     }
 
+    /// Whether nothing serves that could write between the snapshot and the stop.
+    #[must_use]
+    pub const fn is_without_window(&self) -> bool {
+        self.after_stop || self.job.previous.is_none()
+    }
+
     /// The snapshots that earlier attempts took.
     #[must_use]
     pub const fn taken(&self) -> &BTreeMap<InstanceName, release::Snapshot> {

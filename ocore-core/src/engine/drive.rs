@@ -10,7 +10,7 @@ use super::{
     call::Caller,
     perform::{Perform, snapshot_records},
     sink::LogSink,
-    worker::{Crew, Phase},
+    worker::{Adopted, Crew, Phase},
 };
 use crate::{
     deployment::{Deployment, between},
@@ -28,14 +28,14 @@ const COMMIT_RETRY_MIN: Duration = Duration::from_millis(50);
 
 /// Works on a lane until it is given back, is empty, or lost. Returns whether a deployment of it ended, so that
 /// there may be something to clean up.
-pub(super) async fn drive(crew: Arc<Crew>, claim: Claim, cancel: CancellationToken) -> bool {
-    let (mut next, mut cancel, mut ended) = (Some(claim), cancel, false);
+pub(super) async fn drive(crew: Arc<Crew>, claim: Claim, adopted: Adopted) -> bool {
+    let (mut next, mut adopted, mut ended) = (Some(claim), adopted, false);
     while let Some(claim) = next {
-        let mut driver = Driver::take(crew.clone(), claim, cancel.clone());
+        let mut driver = Driver::take(crew.clone(), claim, adopted.cancel.clone());
         next = driver.drive().await.map(|successor| *successor);
         ended |= driver.deployment.outcome().is_some();
         if let Some(successor) = &next {
-            cancel = crew.adopt(successor);
+            adopted = crew.adopt(successor);
         }
     }
     ended
@@ -118,10 +118,10 @@ impl Driver {
             return Turn::Over(None);
         }
         let state = self.deployment.state.clone();
-        if self.cancel.is_cancelled() {
-            if let Cancel::Accepted(state) = state.clone().cancel(false) {
-                return self.write(Decision::go_on(state)).await;
-            }
+        if self.cancel.is_cancelled()
+            && let Cancel::Accepted(state) = state.clone().cancel(false)
+        {
+            return self.write(Decision::go_on(state)).await;
         }
         if self.crew.phase() >= Phase::HandingOver {
             return self.hand_over(state).await;

@@ -112,6 +112,13 @@ mock! {
             instance: &Instance,
             started: &Started,
         ) -> Result<Observation>;
+        async fn tail(
+            &self,
+            context: &Context,
+            instance: &Instance,
+            started: &Started,
+            lines: usize,
+        ) -> Result<Vec<String>>;
     }
 }
 

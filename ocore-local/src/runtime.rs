@@ -258,6 +258,17 @@ impl Runtime for LocalRuntime {
         let reason = last_words(&place, &record).await;
         Ok(Observation::Down { reason, log_tail: log::tail(&place.records.log(name), TAIL_LINES) })
     }
+
+    async fn tail(
+        &self,
+        context: &Context,
+        instance: &Instance,
+        started: &Started,
+        lines: usize,
+    ) -> Result<Vec<String>> {
+        let name = Name::parse(started)?;
+        Ok(log::tail(&self.place(context, instance).records.log(name), lines))
+    }
 }
 
 fn not_cancelled(context: &Context) -> Result<()> {

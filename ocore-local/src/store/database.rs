@@ -160,7 +160,8 @@ async fn watch(database: Weak<Database>) {
         };
         let version = sqlx::query_scalar::<_, i64>("PRAGMA data_version").fetch_one(&mut db).await;
         if let Ok(version) = version {
-            if seen.replace(version).is_some_and(|before| before != version) {
+            // The first look tells, too: nobody knows what was written before it.
+            if seen.replace(version) != Some(version) {
                 database.changed.notify_waiters();
             }
             connection = Some(db);

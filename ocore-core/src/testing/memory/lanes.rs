@@ -18,7 +18,7 @@ use crate::{
 pub(super) struct Lanes {
     by_name: BTreeMap<EnvironmentName, Lane>,
     /// When each worker's lease runs out. Never forgotten: an expired worker is refused for ever.
-    workers: HashMap<WorkerId, Duration>,
+    pub(super) workers: HashMap<WorkerId, Duration>,
     /// The lanes of the workers that hold any.
     held: BTreeMap<WorkerId, BTreeSet<EnvironmentName>>,
     /// Lanes with a deployment that nobody holds, by the end of their wait.

@@ -235,7 +235,9 @@ async fn what_cannot_be_restored_later_is_refused_at_once() {
     let cases: [(&str, Change); 3] = [
         ("is a link", |data| symlink("/tmp", data).unwrap()),
         ("is not a directory", |data| fs::write(data, "x").unwrap()),
-        ("find the directory above the data directory", |data| fs::remove_dir(data.parent().unwrap()).unwrap()),
+        ("find the directory above the data directory", |data| {
+            fs::remove_dir(data.parent().unwrap()).unwrap()
+        }),
     ];
     for (expected, change) in cases {
         let fixture = fixture();
@@ -347,7 +349,8 @@ fn as_worker_that_is_killed() {
 async fn a_worker_killed_while_it_restores_leaves_old_or_new_data() {
     let fixture = fixture();
     let (data, caller) = (fixture.data(), fixture.caller());
-    let all = |value: &str| -> Contents { (0..20).map(|name| (format!("{name}"), value.to_owned())).collect() };
+    let all =
+        |value: &str| -> Contents { (0..20).map(|name| (format!("{name}"), value.to_owned())).collect() };
     write_contents(&data, &all("from the snapshot"));
     let snapshot = fixture.take(&caller).await;
     let mut restored = 0;

@@ -1,5 +1,7 @@
 //! Snapshots of directories: the laws, and what is special about directories.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 use std::{
     collections::BTreeSet,
     env, fs,
@@ -24,7 +26,7 @@ use ocore_core::{
     port::{ErrorKind, Snapshotter},
     release::Snapshot,
     testing::laws::{
-        caller::Caller,
+        caller::{Caller, eventually},
         snapshotter::{Contents, SnapshotterFixture},
     },
 };
@@ -235,7 +237,9 @@ async fn what_cannot_be_restored_later_is_refused_at_once() {
     let cases: [(&str, Change); 3] = [
         ("is a link", |data| symlink("/tmp", data).unwrap()),
         ("is not a directory", |data| fs::write(data, "x").unwrap()),
-        ("find the directory above the data directory", |data| fs::remove_dir(data.parent().unwrap()).unwrap()),
+        ("find the directory above the data directory", |data| {
+            fs::remove_dir(data.parent().unwrap()).unwrap()
+        }),
     ];
     for (expected, change) in cases {
         let fixture = fixture();
@@ -337,6 +341,7 @@ fn as_worker_that_is_killed() {
         let snapshotter = LocalSnapshotter::new(root.join("state"));
         let caller = Caller::new(environment(&root.join("srv/data")));
         let snapshot = Snapshot::new(name, DateTime::UNIX_EPOCH, 1);
+        fs::write(root.join("ready"), "").unwrap();
         loop {
             snapshotter.restore(&caller.call(1, 1), caller.instance(), &snapshot).await.unwrap();
         }
@@ -347,7 +352,8 @@ fn as_worker_that_is_killed() {
 async fn a_worker_killed_while_it_restores_leaves_old_or_new_data() {
     let fixture = fixture();
     let (data, caller) = (fixture.data(), fixture.caller());
-    let all = |value: &str| -> Contents { (0..20).map(|name| (format!("{name}"), value.to_owned())).collect() };
+    let all =
+        |value: &str| -> Contents { (0..20).map(|name| (format!("{name}"), value.to_owned())).collect() };
     write_contents(&data, &all("from the snapshot"));
     let snapshot = fixture.take(&caller).await;
     let mut restored = 0;
@@ -360,8 +366,10 @@ async fn a_worker_killed_while_it_restores_leaves_old_or_new_data() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // Spread over the worker's start and its first restores.
-        thread::sleep(Duration::from_micros(3_000 + round * 2_111 % 90_000));
+        let ready = fixture.root.path().join("ready");
+        eventually("the worker is at work", || async { ready.exists() }).await;
+        fs::remove_file(ready).unwrap();
+        thread::sleep(Duration::from_micros(round * 2_111 % 90_000));
         worker.kill().unwrap();
         worker.wait().unwrap();
         let found = read_contents(&data);

@@ -128,6 +128,7 @@ impl Snapshot {
 
 /// Whether a rollback to a snapshot taken before the stop would lose writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Window {
     /// The snapshot was taken after the stop, or the data's own write counters did not move in between.

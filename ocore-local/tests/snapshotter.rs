@@ -1,5 +1,7 @@
 //! Snapshots of directories: the laws, and what is special about directories.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
 use std::{
     collections::BTreeSet,
     env, fs,
@@ -24,7 +26,7 @@ use ocore_core::{
     port::{ErrorKind, Snapshotter},
     release::Snapshot,
     testing::laws::{
-        caller::Caller,
+        caller::{Caller, eventually},
         snapshotter::{Contents, SnapshotterFixture},
     },
 };
@@ -339,6 +341,7 @@ fn as_worker_that_is_killed() {
         let snapshotter = LocalSnapshotter::new(root.join("state"));
         let caller = Caller::new(environment(&root.join("srv/data")));
         let snapshot = Snapshot::new(name, DateTime::UNIX_EPOCH, 1);
+        fs::write(root.join("ready"), "").unwrap();
         loop {
             snapshotter.restore(&caller.call(1, 1), caller.instance(), &snapshot).await.unwrap();
         }
@@ -363,8 +366,10 @@ async fn a_worker_killed_while_it_restores_leaves_old_or_new_data() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        // Spread over the worker's start and its first restores.
-        thread::sleep(Duration::from_micros(3_000 + round * 2_111 % 90_000));
+        let ready = fixture.root.path().join("ready");
+        eventually("the worker is at work", || async { ready.exists() }).await;
+        fs::remove_file(ready).unwrap();
+        thread::sleep(Duration::from_micros(round * 2_111 % 90_000));
         worker.kill().unwrap();
         worker.wait().unwrap();
         let found = read_contents(&data);

@@ -132,16 +132,17 @@ impl Lanes {
         let ticket = self.tickets + 1;
         let wanted = match (lane.queue.active, lane.hold.holder, &lane.place) {
             (Some(_), Some(_), _) => Place::Nowhere,
+            (Some(_), None, Place::Waiting(_, _, ticket)) => {
+                Place::Waiting(pool.clone(), lane.hold.not_before, *ticket)
+            }
             (Some(_), None, _) => Place::Waiting(pool.clone(), lane.hold.not_before, ticket),
             (None, ..) if lane.queue.runnable().is_none() => Place::Nowhere,
-            (None, _, Place::Free(before, ticket)) => {
-                if before == pool {
-                    return;
-                }
-                Place::Free(pool.clone(), *ticket)
-            }
+            (None, _, Place::Free(_, ticket)) => Place::Free(pool.clone(), *ticket),
             (None, ..) => Place::Free(pool.clone(), ticket),
         };
+        if wanted == lane.place {
+            return;
+        }
         self.tickets = ticket;
         match std::mem::replace(&mut lane.place, wanted.clone()) {
             Place::Nowhere => {}

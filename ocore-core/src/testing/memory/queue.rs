@@ -109,8 +109,12 @@ impl State {
         let id = active.or_else(|| lane.queue.runnable()).expect("a chosen lane has something to do");
         let hold = lane.hold;
         let kept = &mut self.record(id).deployment.kept_by_store;
-        let begun = std::mem::replace(&mut kept.begun, true);
-        let lost = if hold.holder == Some(worker) { hold.lost_if_forgotten } else { begun };
+        kept.begun = true;
+        let lost = match hold.holder {
+            None => false,
+            Some(holder) if holder == worker => hold.lost_if_forgotten,
+            Some(_) => true,
+        };
         self.lanes.change(name, |lane| {
             lane.fence = lane.fence.next();
             lane.hold = Hold { holder: Some(worker), not_before: Duration::ZERO, lost_if_forgotten: lost };

@@ -3,7 +3,7 @@
 //! * [`LocalBuilder`] makes a release directory of a checkout; the repository's `Procfile` says what to run.
 //! * [`LocalRuntime`] runs releases as processes that outlive the worker.
 //! * [`LocalSnapshotter`] copies an instance's data directory and puts it back atomically.
-//! * [`SqliteStore`] keeps everything in one SQLite file.
+//! * [`SqliteStore`] keeps everything else in one file, which several processes may share.
 //!
 //! The first three take the same root directory, which belongs to ocore alone:
 //!

@@ -142,6 +142,19 @@ struct State {
     stopped: bool,
     calls: Vec<Call>,
     hits: BTreeMap<(Call, Fault), u64>,
+    observer: Option<Arc<dyn Fn(Issued) + Send + Sync>>,
+}
+
+/// A call that is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Issued {
+    /// Who makes it: what was given to [`Faults::wrap_for`].
+    pub caller: usize,
+    /// Its number.
+    pub index: u64,
+    /// What is called.
+    pub call: Call,
 }
 
 /// What is to happen to one call.
@@ -171,6 +184,7 @@ impl Faults {
             stopped: false,
             calls: Vec::new(),
             hits: BTreeMap::new(),
+            observer: None,
         };
         Self { shared: Arc::new(Shared { executor, sim, state: Mutex::new(state) }) }
     }
@@ -214,17 +228,28 @@ impl Faults {
         self.lock().hits.clone()
     }
 
+    /// From now on `observer` is told of every call, before its effect.
+    pub fn watch(&self, observer: impl Fn(Issued) + Send + Sync + 'static) {
+        self.lock().observer = Some(Arc::new(observer));
+    }
+
     /// The adapter, with these faults.
     #[must_use]
     pub fn wrap<T>(&self, adapter: T) -> Faulty<T> {
-        Faulty { inner: Arc::new(adapter), faults: self.clone() }
+        self.wrap_for(0, adapter)
+    }
+
+    /// The same, for one of several callers: the observer is told which.
+    #[must_use]
+    pub fn wrap_for<T>(&self, caller: usize, adapter: T) -> Faulty<T> {
+        Faulty { inner: Arc::new(adapter), faults: self.clone(), caller }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn begin(&self, call: Call) -> Fate {
+    fn begin(&self, caller: usize, call: Call) -> Fate {
         let mut state = self.lock();
         let index = state.calls.len() as u64;
         state.calls.push(call);
@@ -233,7 +258,11 @@ impl Faults {
         if let Some(fault) = fault {
             *state.hits.entry((call, fault)).or_default() += 1;
         }
+        let observer = state.observer.clone();
         drop(state);
+        if let Some(observer) = observer {
+            observer(Issued { caller, index, call });
+        }
         if let Some(sim) = &self.shared.sim {
             let code = index << 8 | fault.map_or(0, |fault| fault as u64 + 1);
             sim.note(code, || match fault {
@@ -247,11 +276,12 @@ impl Faults {
     /// Makes a call: `effect` is the call itself, `late` the same call on its own.
     async fn run<R, E: Answer>(
         &self,
+        caller: usize,
         call: Call,
         effect: impl Future<Output = Result<R, E>> + Send,
         late: impl FnOnce() -> BoxFuture<'static, ()> + Send,
     ) -> Result<R, E> {
-        let fate = self.begin(call);
+        let fate = self.begin(caller, call);
         self.pass(fate.latency).await;
         match fate.fault {
             None => {
@@ -366,6 +396,7 @@ async fn stop_in_the_middle(effect: impl Future) {
 pub struct Faulty<T> {
     inner: Arc<T>,
     faults: Faults,
+    caller: usize,
 }
 
 impl<T> Faulty<T> {
@@ -378,7 +409,7 @@ impl<T> Faulty<T> {
 
 impl<T> Clone for Faulty<T> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), faults: self.faults.clone() }
+        Self { inner: self.inner.clone(), faults: self.faults.clone(), caller: self.caller }
     }
 }
 
@@ -409,7 +440,7 @@ macro_rules! faulty {
                             let _nobody_hears = inner.$method($(&$argument),*).await;
                         })
                     };
-                    self.faults.run(call, self.inner.$method($($argument),*), late).await
+                    self.faults.run(self.caller, call, self.inner.$method($($argument),*), late).await
                 }
             )*
             $($more)*

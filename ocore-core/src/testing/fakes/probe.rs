@@ -32,19 +32,24 @@ impl HealthProbe for FakeProbe {
         };
         process.checks += 1;
         match health {
-            Health::GoodAfter(checks) if process.checks > checks => Ok(Check::Passed),
+            Health::GoodAfter(checks) if process.checks > checks => pass(process),
             Health::GoodAfter(_) => failed("HTTP 503 Service Unavailable"),
             Health::Bad => Ok(Check::Failed {
                 reason: "HTTP 500 Internal Server Error".to_owned(),
                 body: Some("<h1>Internal Server Error</h1>".to_owned()),
             }),
-            Health::ExitsAfter(checks) if process.checks <= checks => Ok(Check::Passed),
+            Health::ExitsAfter(checks) if process.checks <= checks => pass(process),
             Health::ExitsAfter(_) => {
                 process.down = Some("exited with status 1".to_owned());
                 failed("connection refused")
             }
         }
     }
+}
+
+const fn pass(process: &mut Running) -> Result<Check> {
+    process.passed += 1;
+    Ok(Check::Passed)
 }
 
 /// The process that was asked about, if it runs.

@@ -72,7 +72,7 @@ impl Runtime for FakeRuntime {
         place.processes.retain(|process| process.deployment != deployment);
         let reference = format!("process-{deployment}-{}-{fence}", instance.name);
         let sha = release.commit.sha.clone();
-        place.processes.push(Running { reference, deployment, fence, sha, down: None, checks: 0 });
+        place.processes.push(Running::new(reference, deployment, fence, sha));
         open_data(&mut inner, context, instance);
         let place = inner.place(context, &instance.name);
         let reference = place.processes.last().map(|process| process.reference.clone());
@@ -93,12 +93,12 @@ impl Runtime for FakeRuntime {
         let mut inner = self.world.lock();
         let place = inner.place(context, &live.instance.name);
         place.admit(context)?;
-        let reference = &live.started.reference;
-        if let Some(other) = place.up().find(|process| process.reference != *reference) {
-            let what = format!("revive {reference}: {} uses the port; stop it first", other.reference);
+        let of_live = |process: &&Running| process.is_of(&live.started.reference);
+        if let Some(other) = place.up().find(|process| !of_live(process)) {
+            let what = format!("revive the instance: {} uses the port; stop it first", other.reference);
             return Err(Error::permanent(what));
         }
-        let kept = place.processes.iter().any(|process| process.reference == *reference);
+        let kept = place.processes.iter().any(|process| of_live(&process));
         let half_written = place.data.as_ref().is_some_and(|data| data.half_written);
         if !kept {
             image_exists(&inner, release)?;
@@ -106,8 +106,22 @@ impl Runtime for FakeRuntime {
         if half_written {
             inner.blame(context, "the previous release was revived on half-written data");
         }
-        revive_in(inner.place(context, &live.instance.name), context, live, release);
-        Ok(live.started.clone())
+        let number = inner.next();
+        Ok(revive_in(inner.place(context, &live.instance.name), context, live, release, number))
+    }
+
+    async fn tail(
+        &self,
+        context: &Context,
+        instance: &Instance,
+        started: &Started,
+        lines: usize,
+    ) -> Result<Vec<String>> {
+        let mut inner = self.world.lock();
+        let processes = &inner.place(context, &instance.name).processes;
+        let process = processes.iter().find(|process| process.reference == started.reference);
+        let log = process.map(|process| format!("{} answered {} checks", process.reference, process.checks));
+        Ok(log.into_iter().take(lines).collect())
     }
 
     async fn inspect(
@@ -170,22 +184,29 @@ fn open_data(inner: &mut Inner, context: &Context, instance: &Instance) {
     }
 }
 
-/// Starts what was kept, or makes it anew: by then it belongs to no deployment that could withdraw it.
-fn revive_in(place: &mut Place, context: &Context, live: &LiveInstance, release: &Release) {
+/// Starts what was kept, or makes it anew; both have a name of their own, as a process that is started again has. By
+/// then it belongs to no deployment that could withdraw it.
+fn revive_in(
+    place: &mut Place,
+    context: &Context,
+    live: &LiveInstance,
+    release: &Release,
+    number: u64,
+) -> Started {
+    let before = &live.started.reference;
+    let reference = format!("revived-{}-{}-{number}", live.instance.name, context.fence());
     place.data.get_or_insert_with(Data::default);
-    let reference = &live.started.reference;
-    if let Some(process) = place.processes.iter_mut().find(|process| process.reference == *reference) {
-        if process.down.take().is_some() {
-            process.checks = 0;
-        }
-        return;
+    let Some(process) = place.processes.iter_mut().find(|process| process.is_of(before)) else {
+        let sha = release.commit.sha.clone();
+        let mut process = Running::new(reference.clone(), release.built_by, context.fence(), sha);
+        process.revived_from = Some(before.clone());
+        place.processes.push(process);
+        return Started::new(reference);
+    };
+    if process.down.take().is_some() {
+        process.checks = 0;
+        process.revived_from = Some(before.clone());
+        process.reference = reference;
     }
-    place.processes.push(Running {
-        reference: reference.clone(),
-        deployment: release.built_by,
-        fence: context.fence(),
-        sha: release.commit.sha.clone(),
-        down: None,
-        checks: 0,
-    });
+    Started::new(process.reference.clone())
 }

@@ -67,7 +67,8 @@ async fn a_release_is_started_once_probed_stopped_and_revived() {
     assert!(matches!(check().await.unwrap(), Check::Failed { .. }));
     let seen = runtime.inspect(&context, &instance, &started).await.unwrap();
     assert!(matches!(seen, Observation::Down { reason, .. } if reason == "stopped"));
-    assert_eq!(runtime.revive(&context, &live, &release).await.unwrap(), started);
+    let revived = runtime.revive(&context, &live, &release).await.unwrap();
+    assert_eq!(runtime.revive(&context, &live, &release).await.unwrap(), revived, "found running");
     assert_eq!(world.running(context.environment().name(), &instance.name).len(), 1);
     runtime.withdraw(&context, &instance).await.unwrap();
     assert_eq!(world.running(context.environment().name(), &instance.name), []);

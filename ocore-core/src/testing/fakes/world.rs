@@ -138,7 +138,22 @@ pub struct Running {
     pub sha: String,
     /// Why it does not run, if it does not; then it is kept to be revived, or to be asked why.
     pub down: Option<String>,
+    /// How often it passed a check.
+    pub passed: u32,
     pub(super) checks: u32,
+    /// The name under which it was stopped, if it was revived.
+    pub(super) revived_from: Option<String>,
+}
+
+impl Running {
+    pub(super) const fn new(reference: String, deployment: DeploymentId, fence: Fence, sha: String) -> Self {
+        Self { reference, deployment, fence, sha, down: None, passed: 0, checks: 0, revived_from: None }
+    }
+
+    /// Whether this is what was started under that name, or what was revived in its place.
+    pub(super) fn is_of(&self, reference: &str) -> bool {
+        self.reference == reference || self.revived_from.as_deref() == Some(reference)
+    }
 }
 
 /// What one instance consists of.

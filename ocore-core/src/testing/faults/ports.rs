@@ -41,7 +41,7 @@ faulty! {
                 let _nobody_hears = inner.discard(&later_context, later_checkout).await;
             })
         };
-        self.faults.run(call, self.inner.discard(context, checkout), late).await
+        self.faults.run(self.caller, call, self.inner.discard(context, checkout), late).await
     }
 }
 
@@ -74,6 +74,17 @@ faulty! {
         fn inspect(&self, context: &Context, instance: &Instance, started: &Started) -> Result<Observation>;
     }
 
+    async fn tail(
+        &self,
+        context: &Context,
+        instance: &Instance,
+        started: &Started,
+        lines: usize,
+    ) -> Result<Vec<String>> {
+        let call = Call { port: "runtime", method: "tail" };
+        let effect = self.inner.tail(context, instance, started, lines);
+        self.faults.run(self.caller, call, effect, || Box::pin(std::future::ready(()))).await
+    }
 }
 
 faulty! {

@@ -42,13 +42,13 @@ faulty! {
     async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool> {
         let (inner, own) = (self.inner.clone(), name.clone());
         let late = boxed(move || async move { inner.set_paused(&own, paused).await });
-        self.faults.run(call("set_paused"), self.inner.set_paused(name, paused), late).await
+        self.faults.run(self.caller, call("set_paused"), self.inner.set_paused(name, paused), late).await
     }
 
     async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
         let (inner, own) = (self.inner.clone(), name.clone());
         let late = boxed(move || async move { inner.acknowledge(&own, stranded).await });
-        self.faults.run(call("acknowledge"), self.inner.acknowledge(name, stranded), late).await
+        self.faults.run(self.caller, call("acknowledge"), self.inner.acknowledge(name, stranded), late).await
     }
 }
 
@@ -63,7 +63,7 @@ faulty! {
     async fn enqueue(&self, new: NewDeployment, at: DateTime<Utc>) -> StoreResult<Enqueued> {
         let (inner, own) = (self.inner.clone(), new.clone());
         let late = boxed(move || async move { inner.enqueue(own, at).await });
-        self.faults.run(call("enqueue"), self.inner.enqueue(new, at), late).await
+        self.faults.run(self.caller, call("enqueue"), self.inner.enqueue(new, at), late).await
     }
 
     async fn request_cancel(
@@ -75,13 +75,13 @@ faulty! {
         let (inner, own) = (self.inner.clone(), actor.to_owned());
         let late = boxed(move || async move { inner.request_cancel(deployment, &own, at).await });
         let effect = self.inner.request_cancel(deployment, actor, at);
-        self.faults.run(call("request_cancel"), effect, late).await
+        self.faults.run(self.caller, call("request_cancel"), effect, late).await
     }
 
     async fn retire(&self, worker: WorkerId) -> StoreResult<()> {
         let inner = self.inner.clone();
         let late = boxed(move || async move { inner.retire(worker).await });
-        self.faults.run(call("retire"), self.inner.retire(worker), late).await
+        self.faults.run(self.caller, call("retire"), self.inner.retire(worker), late).await
     }
 
     async fn changed(&self) {
@@ -92,7 +92,7 @@ faulty! {
 #[async_trait::async_trait]
 impl<T: HistoryStore> HistoryStore for Faulty<T> {
     async fn deployment(&self, id: DeploymentId) -> StoreResult<Option<Deployment>> {
-        self.faults.run(call("deployment"), self.inner.deployment(id), nothing).await
+        self.faults.run(self.caller, call("deployment"), self.inner.deployment(id), nothing).await
     }
 
     async fn history(
@@ -101,7 +101,9 @@ impl<T: HistoryStore> HistoryStore for Faulty<T> {
         before: Option<DeploymentId>,
         limit: usize,
     ) -> StoreResult<Page> {
-        self.faults.run(call("history"), self.inner.history(filter, before, limit), nothing).await
+        self.faults
+            .run(self.caller, call("history"), self.inner.history(filter, before, limit), nothing)
+            .await
     }
 }
 
@@ -118,7 +120,7 @@ impl<T: LogStore> LogStore for Faulty<T> {
         let (inner, name, own) = (self.inner.clone(), environment.clone(), events.clone());
         let late = boxed(move || async move { inner.append(&name, deployment, fence, own, limit).await });
         let effect = self.inner.append(environment, deployment, fence, events, limit);
-        self.faults.run(call("append"), effect, late).await
+        self.faults.run(self.caller, call("append"), effect, late).await
     }
 
     async fn events(
@@ -127,7 +129,9 @@ impl<T: LogStore> LogStore for Faulty<T> {
         after: EventSeq,
         limit: usize,
     ) -> StoreResult<Vec<Event>> {
-        self.faults.run(call("events"), self.inner.events(deployment, after, limit), nothing).await
+        self.faults
+            .run(self.caller, call("events"), self.inner.events(deployment, after, limit), nothing)
+            .await
     }
 }
 

@@ -104,12 +104,12 @@ fn drawn_faults_come_as_often_as_the_odds_say_and_stop() {
     let faults = Faults::in_sim(sim.process("world").executor());
     faults.draw(7, Odds::new(0, 1000));
     let call = Call { port: "builder", method: "build" };
-    let failed = (0..10_000).filter(|_| faults.begin(call).fault.is_some()).count();
+    let failed = (0..10_000).filter(|_| faults.begin(0, call).fault.is_some()).count();
     assert!((900..1100).contains(&failed), "{failed} of 10,000");
     let hits = faults.hits();
     for fault in Fault::ALL {
         assert!(hits[&(call, fault)] > 50, "{fault:?}");
     }
     faults.stop();
-    assert!((0..1000).all(|_| faults.begin(call).fault.is_none()));
+    assert!((0..1000).all(|_| faults.begin(0, call).fault.is_none()));
 }

@@ -38,17 +38,30 @@ pub async fn table(engine: &Engine, environment: &str) -> Result<Table> {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
     table.set_header([
-        "id", "requested", "asked for", "by", "commit", "status", "serving", "waited", "build", "deploy", "downtime",
+        "id",
+        "requested",
+        "asked for",
+        "by",
+        "commit",
+        "status",
+        "serving",
+        "waited",
+        "build",
+        "deploy",
+        "downtime",
     ]);
     for it in deployments(engine, environment).await? {
         let timings = it.timings;
         let mark = if live == Some(it.id) { " *" } else { "" };
         table.add_row([
             it.id.short() + mark,
-            it.requested_at.format("%Y-%m-%d %H:%M:%S").to_string(),
+            it.requested_at.format("%m-%d %H:%M:%S").to_string(),
             asked_for(&it),
             it.request.actor.clone(),
-            it.commit.as_ref().map(|commit| format!("{} {}", commit.short(), cut(&commit.summary, 32))).unwrap_or_default(),
+            it.commit
+                .as_ref()
+                .map(|commit| format!("{} {}", commit.short(), cut(&commit.summary, 32)))
+                .unwrap_or_default(),
             it.status().to_string(),
             it.serving().map(serving).unwrap_or_default().to_owned(),
             seconds(timings.queue_wait),
@@ -70,14 +83,20 @@ pub async fn find(engine: &Engine, environment: &str, id: &str) -> Result<Deploy
     }
     let shown: String = id.chars().take(40).collect();
     if id.len() < 4 || id.len() > 32 || !id.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(format!("{shown:?} is no id: give one of the history, or the last four or more digits of one").into());
+        return Err(format!(
+            "{shown:?} is no id: give one of the history, or the last four or more digits of one"
+        )
+        .into());
     }
     let end = id.to_ascii_lowercase();
     let found = deployments(engine, environment).await?.into_iter().map(|it| it.id);
     let found: Vec<_> = found.filter(|id| id.to_string().replace('-', "").ends_with(&end)).collect();
     match found[..] {
         [id] => Ok(id),
-        [] => Err(format!("no deployment of {environment} has an id that ends with {shown}; see the history").into()),
+        [] => {
+            Err(format!("no deployment of {environment} has an id that ends with {shown}; see the history")
+                .into())
+        }
         _ => Err(format!("{} ids end with {shown}: give more digits", found.len()).into()),
     }
 }
@@ -87,7 +106,8 @@ pub async fn find(engine: &Engine, environment: &str, id: &str) -> Result<Deploy
 pub fn outcome(deployment: &Deployment) -> String {
     let timings = deployment.timings;
     let took = timings.build + timings.deployment;
-    let mut text = format!("{} after {}, downtime {}", deployment.status(), seconds(took), seconds(timings.downtime));
+    let mut text =
+        format!("{} after {}, downtime {}", deployment.status(), seconds(took), seconds(timings.downtime));
     if deployment.status() != Status::Running
         && let Some(serving) = deployment.serving()
     {
@@ -111,7 +131,9 @@ pub fn loss(loss: &Loss) -> String {
     match loss {
         Loss::Nothing => "nothing will be lost: the data stays as it is".to_owned(),
         Loss::Since { moments, .. } => match moments.values().min() {
-            Some(moment) => format!("what was written since {} will be lost", moment.format("%Y-%m-%d %H:%M:%S UTC")),
+            Some(moment) => {
+                format!("what was written since {} will be lost", moment.format("%Y-%m-%d %H:%M:%S UTC"))
+            }
             None => "nothing will be lost: there is no data".to_owned(),
         },
         _ => "what was written since the next deployment will be lost".to_owned(),
@@ -126,8 +148,8 @@ pub fn seconds(duration: Duration) -> String {
 
 const fn serving(serving: Serving) -> &'static str {
     match serving {
-        Serving::New => "this one",
-        Serving::Previous => "the previous one again",
+        Serving::New => "this",
+        Serving::Previous => "the previous",
         Serving::Unchanged => "unchanged",
         _ => "nothing",
     }
@@ -136,7 +158,9 @@ const fn serving(serving: Serving) -> &'static str {
 fn asked_for(deployment: &Deployment) -> String {
     match &deployment.request.goal {
         Goal::Deploy(revision) => revision.to_string(),
-        Goal::Rollback { to, mode: RollbackMode::CodeOnly } => format!("rollback to {}, code only", to.short()),
+        Goal::Rollback { to, mode: RollbackMode::CodeOnly } => {
+            format!("rollback to {}, code only", to.short())
+        }
         Goal::Rollback { to, .. } => format!("rollback to {}", to.short()),
         _ => deployment.request.trigger.kind().to_owned(),
     }

@@ -24,7 +24,11 @@ pub fn free_port() -> Result<u16> {
 /// Nothing answers, or with a status other than 200.
 pub fn get(port: u16, path: &str) -> Result<String> {
     let (status, body) = request(port, &format!("GET {path}"), "")?;
-    if status == 200 { Ok(body) } else { Err(format!("GET {path} on port {port}: status {status}: {body}").into()) }
+    if status == 200 {
+        Ok(body)
+    } else {
+        Err(format!("GET {path} on port {port}: status {status}: {body}").into())
+    }
 }
 
 /// Posts a body to this machine.
@@ -33,7 +37,11 @@ pub fn get(port: u16, path: &str) -> Result<String> {
 /// Nothing answers, or with a status other than 201.
 pub fn post(port: u16, path: &str, body: &str) -> Result<()> {
     let (status, answer) = request(port, &format!("POST {path}"), body)?;
-    if status == 201 { Ok(()) } else { Err(format!("POST {path} on port {port}: status {status}: {answer}").into()) }
+    if status == 201 {
+        Ok(())
+    } else {
+        Err(format!("POST {path} on port {port}: status {status}: {answer}").into())
+    }
 }
 
 fn request(port: u16, line: &str, body: &str) -> Result<(u16, String)> {
@@ -42,7 +50,9 @@ fn request(port: u16, line: &str, body: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT).map_err(failed)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let length = body.len();
-    let head = format!("{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all((head + body).as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map_err(failed)?;

@@ -7,6 +7,7 @@ pub mod http;
 pub mod progress;
 pub mod sample_app;
 pub mod sample_repository;
+pub mod shop;
 pub mod teardown;
 pub mod work;
 

@@ -113,7 +113,8 @@ struct Place {
 impl Place {
     fn find() -> Result<Self> {
         let text = fs::read_to_string(MANIFEST).map_err(|error| format!("{MANIFEST}: {error}"))?;
-        let manifest: Manifest = serde_json::from_str(&text).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|error| format!("{MANIFEST}: {error}"))?;
         let data = env::var_os("DATA_DIR").map(PathBuf::from).ok_or("DATA_DIR is not set")?;
         let deployment = env::var("OCORE_DEPLOYMENT").unwrap_or_default();
         Ok(Self { manifest, store: Store::new(data), deployment })
@@ -124,8 +125,13 @@ fn serve() -> Result<()> {
     let Place { manifest, store, deployment } = Place::find()?;
     let found = store.schema()?;
     if found != Some(manifest.schema) {
-        let found = found.map_or_else(|| "there is none".to_owned(), |found| format!("it has schema {found}"));
-        return Err(format!("version {} needs data of schema {}, but {found}", manifest.version, manifest.schema).into());
+        let found =
+            found.map_or_else(|| "there is none".to_owned(), |found| format!("it has schema {found}"));
+        return Err(format!(
+            "version {} needs data of schema {}, but {found}",
+            manifest.version, manifest.schema
+        )
+        .into());
     }
     store.note_release(&deployment)?;
     let port: u16 = env::var("PORT")?.parse()?;
@@ -147,6 +153,7 @@ fn migrate() -> Result<()> {
 /// The path of the program is no UTF-8 text.
 pub fn procfile(program: &Path) -> Result<String> {
     let path = program.to_str().ok_or_else(|| format!("{} is no UTF-8 text", program.display()))?;
-    let quoted: String = path.chars().flat_map(|c| ["\"\\$`".contains(c).then_some('\\'), Some(c)]).flatten().collect();
+    let quoted: String =
+        path.chars().flat_map(|c| ["\"\\$`".contains(c).then_some('\\'), Some(c)]).flatten().collect();
     Ok(format!("web: \"{quoted}\" {SUBCOMMAND} serve\nrelease: \"{quoted}\" {SUBCOMMAND} migrate\n"))
 }

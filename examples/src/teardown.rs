@@ -32,7 +32,8 @@ pub async fn stop_everything(engine: &Engine, runtime: &impl Runtime) -> Result<
 pub async fn stop_environment(record: &EnvironmentRecord, runtime: &impl Runtime) -> Result<()> {
     let context = |deployment, instance: &Instance| {
         let token = CancellationToken::new();
-        let context = Context::new(deployment, record.environment.clone(), record.fence, token, Arc::new(Silent));
+        let context =
+            Context::new(deployment, record.environment.clone(), record.fence, token, Arc::new(Silent));
         context.for_instance(&instance.name)
     };
     if let Some(live) = &record.live {

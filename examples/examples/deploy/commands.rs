@@ -59,7 +59,12 @@ pub(crate) async fn roll_back(home: &Home, id: &str, code_only: bool) -> Done {
             request = request.code_only();
         }
         let (accepted, preview) = home.engine.roll_back(request).await?;
-        say(format!("deployment {}: rollback to {} ({})", accepted.id.short(), id.short(), preview.commit.short()));
+        say(format!(
+            "deployment {}: rollback to {} ({})",
+            accepted.id.short(),
+            id.short(),
+            preview.commit.short()
+        ));
         say(format!("  {}", shown::loss(&preview.loss)));
         follow(&home.engine, accepted.id, Lines::Programs).await.map(Some)
     })
@@ -87,7 +92,9 @@ pub(crate) async fn resolve(home: &Home, acknowledge: bool) -> Done {
     let recovery = until_done(&home.engine, follow(&home.engine, accepted.id, Lines::Programs)).await?;
     Ok(match recovery {
         // A recovery never ends Running: it has done its work when nothing needs attention any more.
-        Ended::Done(_) if home.engine.environment(home.name()).await?.attention.is_none() => Ended::Done(None),
+        Ended::Done(_) if home.engine.environment(home.name()).await?.attention.is_none() => {
+            Ended::Done(None)
+        }
         Ended::Done(deployment) => Ended::Done(Some(deployment)),
         Ended::Interrupted => Ended::Interrupted,
     })
@@ -109,14 +116,19 @@ pub(crate) async fn status(home: &Home) -> Result<()> {
             say(format!("  live: {} ({} {})", live.deployment.short(), commit.short(), commit.summary));
             for instance in live.instances.values().filter_map(|it| it.instance.port) {
                 let path = &environment.policy().health.path;
-                let answer = http::get(instance, path).map_or_else(|error| error.to_string(), |_| "it answers".to_owned());
+                let answer = http::get(instance, path)
+                    .map_or_else(|error| error.to_string(), |_| "it answers".to_owned());
                 say(format!("  http://127.0.0.1:{instance}{path}: {answer}"));
             }
         }
     }
     if let Some(active) = record.active {
         let step = home.engine.deployment(active).await?.step();
-        say(format!("  under way: {}{}", active.short(), step.map(|step| format!(" ({step})")).unwrap_or_default()));
+        say(format!(
+            "  under way: {}{}",
+            active.short(),
+            step.map(|step| format!(" ({step})")).unwrap_or_default()
+        ));
     }
     say(format!("  waiting: {}", record.queued));
     if let Some(stranded) = record.attention {
@@ -184,7 +196,9 @@ fn specify(home: &Home, asked: &Deploy, known: Option<&EnvironmentRecord>) -> Re
     let repository = match (&asked.repository, known) {
         (Some(repository), _) => absolute(repository)?,
         (None, Some(known)) => known.repository().to_owned(),
-        (None, None) => return Err("give --repository: nothing was deployed to this environment so far".into()),
+        (None, None) => {
+            return Err("give --repository: nothing was deployed to this environment so far".into());
+        }
     };
     let before = known.and_then(|known| known.instances().first());
     let port = asked.port.or_else(|| before?.port).map_or_else(http::free_port, Ok)?;

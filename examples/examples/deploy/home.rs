@@ -34,11 +34,15 @@ impl Home {
             fs::create_dir_all(&data).map_err(|error| unusable(&directory, &error))?;
         } else if !store.exists() {
             let shown = directory.display();
-            return Err(format!("nothing was deployed with the state directory {shown}: give --state, or deploy first").into());
+            return Err(format!(
+                "nothing was deployed with the state directory {shown}: give --state, or deploy first"
+            )
+            .into());
         }
         let local = directory.join("local");
         let runtime = LocalRuntime::new(&local);
-        let mut source = GitSource::new(directory.join("git"))?.policy(SourcePolicy::default().allow_local_paths());
+        let mut source =
+            GitSource::new(directory.join("git"))?.policy(SourcePolicy::default().allow_local_paths());
         let mut engine = Engine::builder();
         if let Some(token) = env::var(TOKEN).ok().filter(|token| !token.is_empty()) {
             let token = Secret::new(token);
@@ -63,5 +67,8 @@ impl Home {
 }
 
 fn unusable(directory: &Path, error: &std::io::Error) -> String {
-    format!("the state directory {} cannot be made: {error}: give another one with --state", directory.display())
+    format!(
+        "the state directory {} cannot be made: {error}: give another one with --state",
+        directory.display()
+    )
 }

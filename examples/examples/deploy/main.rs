@@ -36,7 +36,9 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments = Arguments::parse();
-    let done = tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| runtime.block_on(run(arguments)));
+    let done = tokio::runtime::Runtime::new()
+        .map_err(Into::into)
+        .and_then(|runtime| runtime.block_on(run(arguments)));
     match done {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

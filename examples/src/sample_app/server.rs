@@ -21,7 +21,8 @@ pub(super) struct App {
 
 /// Serves until the process is ended.
 pub(super) fn serve(port: u16, app: App) -> Result<()> {
-    let listener = TcpListener::bind(("127.0.0.1", port)).map_err(|error| format!("listen on port {port}: {error}"))?;
+    let listener =
+        TcpListener::bind(("127.0.0.1", port)).map_err(|error| format!("listen on port {port}: {error}"))?;
     // One row is written at a time.
     let app = Arc::new(Mutex::new(app));
     for stream in listener.incoming() {
@@ -40,9 +41,11 @@ fn answer(mut stream: &TcpStream, app: &Mutex<App>) -> Result<()> {
     stream.set_write_timeout(Some(TIMEOUT))?;
     let (line, body) = read_request(stream)?;
     let app = app.lock().unwrap_or_else(PoisonError::into_inner);
-    let (status, text) = app.respond(&line, &body).unwrap_or_else(|error| ("500 Internal Server Error", error.to_string()));
+    let (status, text) =
+        app.respond(&line, &body).unwrap_or_else(|error| ("500 Internal Server Error", error.to_string()));
     let (length, deployment) = (text.len(), &app.deployment);
-    let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{DEPLOYMENT_HEADER}: {deployment}\r\n");
+    let head =
+        format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{DEPLOYMENT_HEADER}: {deployment}\r\n");
     Ok(stream.write_all(format!("{head}Connection: close\r\n\r\n{text}").as_bytes())?)
 }
 
@@ -55,7 +58,9 @@ fn read_request(stream: &TcpStream) -> Result<(String, String)> {
         let mut header = String::new();
         reader.read_line(&mut header)?;
         match header.trim().split_once(':') {
-            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => length = value.trim().parse()?,
+            Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
+                length = value.trim().parse()?
+            }
             Some(_) => {}
             None => break,
         }

@@ -82,7 +82,6 @@ impl Engine {
     /// # use ocore_core::engine::Engine;
     /// Engine::builder().store("not a store"); // an adapter is whatever implements its port
     /// ```
-    #[must_use]
     pub fn builder() -> EngineBuilder {
         EngineBuilder::new()
     }

@@ -158,3 +158,11 @@ pub struct LiveInstance {
     /// What the runtime started.
     pub started: Started,
 }
+
+impl LiveInstance {
+    /// An instance with what was started in it: the engine makes them, and tests of runtimes do too.
+    #[must_use]
+    pub const fn new(instance: Instance, started: Started) -> Self {
+        Self { instance, started }
+    }
+}

@@ -10,7 +10,7 @@ use super::{
     call::Caller,
     perform::{Perform, snapshot_records},
     sink::LogSink,
-    worker::{Crew, Phase},
+    worker::{Adopted, Crew, Phase},
 };
 use crate::{
     deployment::{Deployment, between},
@@ -28,14 +28,14 @@ const COMMIT_RETRY_MIN: Duration = Duration::from_millis(50);
 
 /// Works on a lane until it is given back, is empty, or lost. Returns whether a deployment of it ended, so that
 /// there may be something to clean up.
-pub(super) async fn drive(crew: Arc<Crew>, claim: Claim, cancel: CancellationToken) -> bool {
-    let (mut next, mut cancel, mut ended) = (Some(claim), cancel, false);
+pub(super) async fn drive(crew: Arc<Crew>, claim: Claim, adopted: Adopted) -> bool {
+    let (mut next, mut adopted, mut ended) = (Some(claim), adopted, false);
     while let Some(claim) = next {
-        let mut driver = Driver::take(crew.clone(), claim, cancel.clone());
+        let mut driver = Driver::take(crew.clone(), claim, adopted.cancel.clone());
         next = driver.drive().await.map(|successor| *successor);
         ended |= driver.deployment.outcome().is_some();
         if let Some(successor) = &next {
-            cancel = crew.adopt(successor);
+            adopted = crew.adopt(successor);
         }
     }
     ended
@@ -89,7 +89,7 @@ impl Driver {
         if deployment.kept_by_store.cancel.is_some() {
             cancel.cancel();
         }
-        let resumed = lost_worker.then(|| deployment.state.clone().lost_worker());
+        let resumed = (lost_worker && !planted!(ForgetBegun)).then(|| deployment.state.clone().lost_worker());
         let sink = Arc::new(LogSink::new(shared.clone()));
         let since = shared.executor.now();
         Self { crew, sink, cancel, deployment, resumed, fence, since, snapshots: Vec::new(), shared }
@@ -118,10 +118,10 @@ impl Driver {
             return Turn::Over(None);
         }
         let state = self.deployment.state.clone();
-        if self.cancel.is_cancelled() {
-            if let Cancel::Accepted(state) = state.clone().cancel(false) {
-                return self.write(Decision::go_on(state)).await;
-            }
+        if self.cancel.is_cancelled()
+            && let Cancel::Accepted(state) = state.clone().cancel(false)
+        {
+            return self.write(Decision::go_on(state)).await;
         }
         if self.crew.phase() >= Phase::HandingOver {
             return self.hand_over(state).await;
@@ -172,6 +172,7 @@ impl Driver {
                     Why::Shutdown => self.hand_over(step.into().interrupted()).await,
                     Why::Cancel => {
                         let (Cancel::Accepted(state) | Cancel::TooLate(state)) = step.into().cancel(true);
+                        let fresh_fence = fresh_fence && !planted!(CancelKeepsFence);
                         self.write(Decision { fresh_fence, ..Decision::go_on(state) }).await
                     }
                 }
@@ -288,6 +289,10 @@ impl Driver {
             self.cancel.cancel();
             return Turn::Next;
         }
+        if answer == Committed::Fenced && planted!(FencedIgnored) {
+            self.deployment = commit.deployment;
+            return Turn::Next;
+        }
         if answer == Committed::Fenced {
             tracing::warn!(deployment = %self.deployment.id, "another worker has taken over");
             return Turn::Over(None);
@@ -338,16 +343,20 @@ impl Driver {
             let hand_over = (self.crew.phase() >= Phase::HandingOver).then_some(Duration::ZERO);
             return match decision.after.or(hand_over) {
                 Some(after) => Next::Release { after },
-                None => Next::Continue { fresh_fence: decision.fresh_fence },
+                None => {
+                    Next::Continue { fresh_fence: decision.fresh_fence && !planted!(SameFenceAfterTimeout) }
+                }
             };
         };
         let recovery = matches!(self.deployment.request.trigger, Trigger::Recovery { .. });
         Next::Finish(Finish {
             live: match outcome {
+                Outcome::Undone { .. } if planted!(LiveNotUpdatedAfterRevive) => None,
                 Outcome::Running(live) | Outcome::Undone { live: Some(live), .. } => Some(live.clone()),
                 _ => None,
             },
             attention: match outcome {
+                Outcome::Stranded { .. } if planted!(StrandedNotMarked) => None,
                 Outcome::Stranded { .. } => Some(true),
                 Outcome::Undone { .. } if recovery => Some(false),
                 _ => None,

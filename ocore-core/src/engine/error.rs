@@ -1,6 +1,6 @@
 use crate::{
-    environment::InvalidEnvironment, id::DeploymentId, machine::Status, name::EnvironmentName,
-    port::StoreError, queue::Waiting, request::InvalidRevision,
+    environment::InvalidEnvironment, failure::Failure, id::DeploymentId, machine::Status,
+    name::EnvironmentName, port::StoreError, queue::Waiting, request::InvalidRevision,
 };
 
 /// Why a request was refused. Nothing was changed, unless the store itself failed.
@@ -103,6 +103,19 @@ pub enum EngineError {
         /// The environment.
         environment: EnvironmentName,
     },
+    /// No such instance serves.
+    #[error(
+        "environment {environment} serves no instance {instance:?}; its live deployment lists those that it does"
+    )]
+    NoSuchInstance {
+        /// The environment.
+        environment: EnvironmentName,
+        /// The name, cut at 40 characters.
+        instance: String,
+    },
+    /// An adapter failed.
+    #[error("{0}")]
+    Adapter(Failure),
     /// The store failed. For a request with an idempotency key it is safe to ask again.
     #[error("the store failed: {0}")]
     Store(#[from] StoreError),

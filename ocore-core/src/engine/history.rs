@@ -1,10 +1,11 @@
-use super::{Engine, EngineError};
+use super::{Engine, EngineError, call::Caller};
 use crate::{
     deployment::Deployment,
     event::{Event, EventKind, LogLine},
     id::{DeploymentId, EventSeq},
     port::{Filter, Page, SnapshotRecord},
     queue::Waiting,
+    secret::printable,
 };
 
 /// The most deployments of one page, and the most events of one read.
@@ -116,5 +117,36 @@ impl Engine {
     pub async fn snapshots(&self, environment: &str) -> Result<Vec<SnapshotRecord>, EngineError> {
         let record = self.environment(environment).await?;
         Ok(self.shared.store.snapshots(record.environment.name()).await?)
+    }
+
+    /// The last lines that an instance of what serves wrote to its own log, at most `lines` (1 to 1,000) of them.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchInstance`] if no such instance serves; [`EngineError::Adapter`] if the runtime fails.
+    pub async fn instance_log(
+        &self,
+        environment: &str,
+        instance: &str,
+        lines: usize,
+    ) -> Result<Vec<String>, EngineError> {
+        let record = self.environment(environment).await?;
+        let found = record.live.as_ref().and_then(|live| {
+            let mut instances = live.instances.values();
+            Some((live.deployment, instances.find(|it| it.instance.name.as_str() == instance)?))
+        });
+        let Some((deployment, live)) = found else {
+            let instance = instance.chars().take(40).collect();
+            return Err(EngineError::NoSuchInstance {
+                environment: record.environment.name().clone(),
+                instance,
+            });
+        };
+        let (caller, job) = Caller::outside_of_steps(self.shared.clone(), &record, deployment);
+        let context = caller.context(&job).for_instance(&live.instance.name);
+        let lines = lines.clamp(1, PAGE_LENGTH_MAX);
+        let tail = self.shared.runtime.tail(&context, &live.instance, &live.started, lines);
+        let deadline = record.environment.policy().deadlines.start;
+        let tail = caller.answer(&context, deadline, tail).await.map_err(EngineError::Adapter)?;
+        Ok(tail.iter().map(|line| printable(&self.shared.redactor, line)).collect())
     }
 }

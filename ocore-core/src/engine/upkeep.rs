@@ -3,19 +3,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::Future,
     sync::Arc,
 };
 
-use tokio_util::sync::CancellationToken;
-
-use super::{Shared, call::Caller, sink::LogSink};
+use super::{Shared, call::Caller};
 use crate::{
     deployment::Deployment,
-    failure::Failure,
     id::DeploymentId,
-    machine::{Aim, Job, Status, Step},
+    machine::{Job, Status},
     name::EnvironmentName,
-    port::{EnvironmentRecord, Filter, SnapshotRecord},
+    port::{EnvironmentRecord, Filter, SnapshotRecord, StoreResult},
     release::Image,
 };
 
@@ -26,7 +24,7 @@ const LOOK_BACK: usize = 50;
 /// Removes unwanted snapshots and images of an environment.
 pub(super) async fn clean_up(shared: &Arc<Shared>, name: &EnvironmentName) {
     let Ok(Some(record)) = shared.in_time(shared.store.environment(name)).await else { return };
-    let upkeep = Upkeep::new(shared.clone(), record);
+    let upkeep = Upkeep { shared: shared.clone(), record };
     let results = [upkeep.snapshots().await, upkeep.images().await];
     for failure in results.into_iter().filter_map(Result::err) {
         tracing::warn!(environment = %name, %failure, "clean-up is not complete; the next one goes on with it");
@@ -34,63 +32,60 @@ pub(super) async fn clean_up(shared: &Arc<Shared>, name: &EnvironmentName) {
 }
 
 struct Upkeep {
-    caller: Caller,
+    shared: Arc<Shared>,
     record: EnvironmentRecord,
 }
 
 impl Upkeep {
-    fn new(shared: Arc<Shared>, record: EnvironmentRecord) -> Self {
-        let sink = Arc::new(LogSink::new(shared.clone()));
-        let cancellation = CancellationToken::new();
-        Self {
-            caller: Caller { shared, step: Step::Snapshot, fence: record.fence, cancellation, sink },
-            record,
-        }
-    }
-
     /// In whose name something is removed: that of the deployment that made it.
-    fn job(&self, id: DeploymentId) -> Job {
-        Job { id, environment: self.record.environment.clone(), aim: Aim::Deploy, previous: None }
+    fn caller(&self, id: DeploymentId) -> (Caller, Job) {
+        Caller::outside_of_steps(self.shared.clone(), &self.record, id)
     }
 
-    async fn snapshots(&self) -> Result<(), Failure> {
-        let (caller, store) = (&self.caller, &self.caller.shared.store);
+    async fn read<T>(&self, call: impl Future<Output = StoreResult<T>>) -> Result<T, String> {
+        self.shared.in_time(call).await.map_err(|error| error.to_string())
+    }
+
+    async fn snapshots(&self) -> Result<(), String> {
+        let store = &self.shared.store;
         let name = self.record.environment.name();
-        let snapshots = caller.read(store.snapshots(name)).await?;
+        let snapshots = self.read(store.snapshots(name)).await?;
         let policy = self.record.environment.policy();
         let live = self.record.live.as_ref().map(|live| live.deployment);
         let needed: BTreeSet<_> = self.record.active.into_iter().chain(self.record.attention).collect();
-        let unwanted = policy.retention.unwanted(&snapshots, live, &needed, caller.shared.executor.utc());
+        let unwanted = policy.retention.unwanted(&snapshots, live, &needed, self.shared.executor.utc());
         if unwanted.is_empty() {
             return Ok(());
         }
         // The store has the last word: it knows of a rollback that was asked for meanwhile.
-        let retired = caller.read(store.retire_snapshots(name, &unwanted)).await?;
+        let retired = self.read(store.retire_snapshots(name, &unwanted)).await?;
         let mut removed = Vec::new();
         for snapshot in snapshots.iter().filter(|it| retired.contains(&it.snapshot.reference)) {
             self.remove_snapshot(snapshot).await?;
             removed.push(snapshot.snapshot.reference.clone());
         }
-        caller.read(store.forget_snapshots(name, &removed)).await
+        self.read(store.forget_snapshots(name, &removed)).await
     }
 
-    async fn remove_snapshot(&self, record: &SnapshotRecord) -> Result<(), Failure> {
-        let context = self.caller.context(&self.job(record.deployment)).for_instance(&record.instance);
+    async fn remove_snapshot(&self, record: &SnapshotRecord) -> Result<(), String> {
+        let (caller, job) = self.caller(record.deployment);
+        let context = caller.context(&job).for_instance(&record.instance);
         let deadline = self.record.environment.policy().deadlines.start;
-        let remove = self.caller.shared.snapshotter.remove(&context, &record.snapshot);
-        self.caller.answer(&context, deadline, remove).await
+        let remove = self.shared.snapshotter.remove(&context, &record.snapshot);
+        caller.answer(&context, deadline, remove).await.map_err(|failure| failure.to_string())
     }
 
-    async fn images(&self) -> Result<(), Failure> {
+    async fn images(&self) -> Result<(), String> {
         let kept_last = self.record.environment.policy().retention.images_last;
         let filter = Filter::environment(self.record.environment.name().clone());
         let limit = kept_last.saturating_mul(2).saturating_add(LOOK_BACK);
-        let page = self.caller.read(self.caller.shared.store.history(&filter, None, limit)).await?;
+        let page = self.read(self.shared.store.history(&filter, None, limit)).await?;
         let deadline = self.record.environment.policy().deadlines.start;
         for (id, image) in unwanted_images(&self.record, &page.deployments, kept_last) {
-            let context = self.caller.context(&self.job(id));
-            let remove = self.caller.shared.builder.remove(&context, image);
-            self.caller.answer(&context, deadline, remove).await?;
+            let (caller, job) = self.caller(id);
+            let context = caller.context(&job);
+            let remove = self.shared.builder.remove(&context, image);
+            caller.answer(&context, deadline, remove).await.map_err(|failure| failure.to_string())?;
         }
         Ok(())
     }

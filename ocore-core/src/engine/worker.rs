@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Engine, EngineError, Shared, drive::drive};
 use crate::{
     executor::Executor,
-    id::{DeploymentId, WorkerId},
+    id::{DeploymentId, Fence, WorkerId},
     name::EnvironmentName,
     port::{Beat, Claim, Claimed, StoreErrorKind, StoreResult, Worker},
 };
@@ -55,6 +55,14 @@ impl Engine {
                 }
             }
         }
+    }
+}
+
+struct StopDrivers<'a>(&'a Crew);
+
+impl Drop for StopDrivers<'_> {
+    fn drop(&mut self) {
+        self.0.drivers.abort();
     }
 }
 
@@ -91,7 +99,27 @@ pub(super) struct Crew {
 
 struct Lane {
     deployment: DeploymentId,
+    fence: Fence,
     cancel: CancellationToken,
+}
+
+/// A lane that a driver works on, noted in the crew for as long as this lives.
+pub(super) struct Adopted {
+    crew: Arc<Crew>,
+    environment: EnvironmentName,
+    fence: Fence,
+    /// Cancelled when a cancel of the deployment is wanted.
+    pub(super) cancel: CancellationToken,
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        let mut lanes = self.crew.lanes();
+        // The lane may have been given back and claimed anew before this driver came to its end.
+        if lanes.get(&self.environment).is_some_and(|lane| lane.fence == self.fence) {
+            lanes.remove(&self.environment);
+        }
+    }
 }
 
 impl Crew {
@@ -120,7 +148,8 @@ impl Crew {
             () = shutdown => return Ok(Ended::Drained),
             result = registered => result?,
         }
-        // Dropped at the end of this function, together with everything that they do.
+        // However this ends, dropped in the middle too, nothing goes on without it.
+        let _drivers = StopDrivers(self);
         let helpers = TaskSet::new(self.shared.executor.clone());
         helpers.spawn(self.clone().keep_lease());
         helpers.spawn(self.clone().follow_hints());
@@ -140,6 +169,7 @@ impl Crew {
             }
         };
         self.drivers.abort();
+        drop(helpers);
         if matches!(ended, Ended::Drained) {
             // Not needed for correctness: without it the others wait for the lease to run out.
             let _best_effort = self.shared.in_time(self.shared.store.retire(self.worker.id)).await;
@@ -188,7 +218,10 @@ impl Crew {
     /// Looks at once for cancels when something may have changed: the heartbeats would tell too, but later.
     async fn follow_hints(self: Arc<Self>) {
         loop {
-            self.shared.nudged().await;
+            select_biased! {
+                () = self.shared.nudge.notified().fuse() => {}
+                () = self.shared.store.changed().fuse() => {}
+            }
             for deployment in self.deployments() {
                 let found = self.shared.in_time(self.shared.store.deployment(deployment)).await;
                 if found.ok().flatten().is_some_and(|found| found.kept_by_store.cancel.is_some()) {
@@ -206,6 +239,8 @@ impl Crew {
             if self.phase() > Phase::Working {
                 return;
             }
+            // Made before the claim: what happens while it is under way is not missed.
+            let nudged = self.shared.nudge.notified();
             let wait = match self.claim().await {
                 Ok(Claimed::Work(claim)) => {
                     self.start(*claim, slot);
@@ -220,7 +255,8 @@ impl Crew {
             };
             drop(slot);
             select_biased! {
-                () = self.shared.nudged().fuse() => {}
+                () = nudged.fuse() => {}
+                () = self.shared.store.changed().fuse() => {}
                 () = self.freed.notified().fuse() => {}
                 () = self.shared.executor.sleep(wait).fuse() => {}
             }
@@ -233,12 +269,11 @@ impl Crew {
     }
 
     fn start(self: &Arc<Self>, claim: Claim, slot: tokio::sync::OwnedSemaphorePermit) {
-        let cancel = self.adopt(&claim);
         let crew = self.clone();
+        let adopted = self.adopt(&claim);
         self.drivers.spawn(async move {
             let environment = claim.environment.name().clone();
-            let touched = drive(crew.clone(), claim, cancel).await;
-            crew.lanes().remove(&environment);
+            let touched = drive(crew.clone(), claim, adopted).await;
             drop(slot);
             crew.freed.notify_one();
             if touched && crew.lease.holds() {
@@ -247,12 +282,13 @@ impl Crew {
         });
     }
 
-    /// Notes that this process works on the claim's lane; returns what tells the driver of a cancel.
-    pub(super) fn adopt(&self, claim: &Claim) -> CancellationToken {
+    /// Notes that this process works on the claim's lane.
+    pub(super) fn adopt(self: &Arc<Self>, claim: &Claim) -> Adopted {
+        let (environment, fence) = (claim.environment.name().clone(), claim.fence);
         let cancel = CancellationToken::new();
-        let lane = Lane { deployment: claim.deployment.id, cancel: cancel.clone() };
-        self.lanes().insert(claim.environment.name().clone(), lane);
-        cancel
+        let lane = Lane { deployment: claim.deployment.id, fence, cancel: cancel.clone() };
+        self.lanes().insert(environment.clone(), lane);
+        Adopted { crew: self.clone(), environment, fence, cancel }
     }
 
     fn tell_cancel(&self, deployment: DeploymentId) {
@@ -308,16 +344,6 @@ impl Crew {
     }
 }
 
-impl Shared {
-    /// Completes when something may have changed, in this process or elsewhere.
-    async fn nudged(&self) {
-        select_biased! {
-            () = self.nudge.notified().fuse() => {}
-            () = self.store.changed().fuse() => {}
-        }
-    }
-}
-
 /// What the worker may believe of its lease: earlier over than the store's own deadline.
 pub(super) struct Lease {
     executor: Arc<dyn Executor>,
@@ -345,7 +371,7 @@ impl Lease {
 
     /// Whether the worker may still act.
     pub(super) fn holds(&self) -> bool {
-        !self.ended.is_cancelled() && self.executor.now() < self.until()
+        !self.ended.is_cancelled() && self.executor.now() < self.until() || planted!(WatchdogIgnored)
     }
 
     /// Completes when the worker must not act any more. Looks at the clock whenever it is polled: a process that

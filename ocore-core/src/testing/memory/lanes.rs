@@ -195,7 +195,10 @@ impl Lanes {
         busy: &[EnvironmentName],
         now: Duration,
     ) -> Option<EnvironmentName> {
-        let forgotten = || self.held(worker.id).find(|name| !busy.contains(name));
+        let forgotten = || {
+            let mut held = self.held(worker.id).filter(|_| !planted!(LostClaimIgnored));
+            held.find(|name| !busy.contains(name))
+        };
         let abandoned = || {
             let (end, name) = self.next_expiry(worker)?;
             (end <= now).then_some(name)

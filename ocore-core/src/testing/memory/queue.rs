@@ -26,7 +26,8 @@ impl State {
             return Enqueued::Existing(Box::new(record.deployment.clone()));
         }
         let Some(lane) = self.lanes.find(&new.environment) else { return Enqueued::NoSuchEnvironment };
-        let known = new.request.key.as_ref().and_then(|key| lane.keys.get(key));
+        let key = new.request.key.as_ref().filter(|_| !planted!(KeyForgotten));
+        let known = key.and_then(|key| lane.keys.get(key));
         if let Some(record) = known.and_then(|id| self.records.get(id)) {
             return Enqueued::Existing(Box::new(record.deployment.clone()));
         }
@@ -146,11 +147,13 @@ impl State {
         }
         let name = record.deployment.environment.clone();
         let lane = self.lanes.of(&name);
-        if !lane.is_worked_on(id, commit.worker, commit.fence) || version != kept.version + 1 {
+        let in_order = lane.is_worked_on(id, commit.worker, commit.fence) && version == kept.version + 1;
+        if !in_order && !planted!(NoFence) {
             return Committed::Fenced;
         }
         let cancel = kept.cancel.is_some();
-        if cancel && matches!(commit.next, Next::Finish(Finish { verdict: true, .. })) {
+        let verdict = matches!(commit.next, Next::Finish(Finish { verdict: true, .. }));
+        if cancel && verdict && !planted!(VerdictIgnoresCancel) {
             return Committed::CancelPending;
         }
         let record = self.record(id);

@@ -293,7 +293,7 @@ fn next_state(claim: &Claim) -> impl FnOnce(&mut Deployment) {
                 let commit = release::Commit::new(&"b".repeat(40), "Say hello", "Ada", at(0));
                 fetch.fold(Report::Done(commit), Duration::ZERO).state
             }
-            state => state.lost_worker(),
+            state => state.interrupted(),
         };
         deployment.enter(next, at(2));
     }

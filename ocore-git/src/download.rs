@@ -17,7 +17,7 @@ use ocore_core::{
 
 use crate::{
     credentials::{Credentials, Kind},
-    failure::{Fault, of_fetch},
+    failure::{Fault, check_local, of_fetch},
     location::{Location, Remote},
     policy::{Limits, Protocol},
     stop::Stop,
@@ -42,6 +42,9 @@ pub(crate) struct Download {
 impl Download {
     /// Fetches all branches and tags into the mirror, and removes those that are gone.
     pub(crate) fn run(&self, repository: &Repository, stop: &Stop) -> Result<(), Fault> {
+        if let Location::Local(path) = &self.location {
+            check_local(path)?;
+        }
         let calls = Calls { download: self, stop, asked: Cell::new(false), reason: RefCell::new(None) };
         let result = self.fetch(repository, &calls);
         stop.check()?;
@@ -58,7 +61,7 @@ impl Download {
         options.prune(FetchPrune::Off).download_tags(AutotagOption::None).update_fetchhead(false);
         options.follow_redirects(RemoteRedirect::None).remote_callbacks(calls.callbacks());
         let mut proxy = ProxyOptions::new();
-        if let (Some(port), Some(Protocol::Https | Protocol::Http)) = (self.port, self.protocol()) {
+        if let (Some(port), Some(Protocol::Https)) = (self.port, self.protocol()) {
             proxy.url(&format!("http://127.0.0.1:{port}"));
         }
         options.proxy_options(proxy);
@@ -83,7 +86,11 @@ impl Download {
                 let given = self.credentials.as_ref().and_then(Credentials::ssh_user);
                 remote.ssh_url(remote.user.as_deref().or(given).unwrap_or("git"), port)
             }
-            (Location::Remote(remote), _) => remote.http_url(),
+            // libgit2 uses a proxy for https only: http is given the gate itself for its host.
+            (Location::Remote(Remote { protocol: Protocol::Http, path, .. }), Some(port)) => {
+                format!("http://127.0.0.1:{port}{path}")
+            }
+            (Location::Remote(remote), _) => remote.https_url(),
             (Location::Local(path), _) => path.to_string_lossy().into_owned(),
         }
     }

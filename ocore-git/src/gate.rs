@@ -106,7 +106,8 @@ impl Way {
     async fn pass(&self, mut near: TcpStream) -> Result<()> {
         let head = match self.remote.protocol {
             Protocol::Ssh => Vec::new(),
-            Protocol::Https | Protocol::Http => self.read_head(&mut near).await?,
+            Protocol::Https => self.read_head(&mut near).await.and_then(|head| self.check_target(&head))?,
+            Protocol::Http => self.with_host(&self.read_head(&mut near).await?),
         };
         let mut far = self.connect().await?;
         let written = match self.remote.protocol {
@@ -117,7 +118,6 @@ impl Way {
         self.pump(near, far).await
     }
 
-    /// Reads the head of the request to the proxy that libgit2 takes the gate for, and checks where it wants to go.
     async fn read_head(&self, near: &mut TcpStream) -> Result<Vec<u8>> {
         let mut head = Vec::new();
         while !head.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -126,23 +126,38 @@ impl Way {
                 return Err(Error::transient("read libgit2's request: it is not complete"));
             }
         }
-        let line =
-            String::from_utf8_lossy(head.split(|b| *b == b'\r').next().unwrap_or_default()).into_owned();
-        let target = line.split(' ').nth(1).unwrap_or_default().to_ascii_lowercase();
+        Ok(head)
+    }
+
+    /// libgit2 takes the gate for a proxy: checks that it asks for the one host. Nothing of the request goes on.
+    fn check_target(&self, head: &[u8]) -> Result<Vec<u8>> {
         let Remote { host, port, .. } = &self.remote;
-        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-        let expected = match self.remote.protocol {
-            Protocol::Https => line.starts_with("CONNECT ") && target == format!("{host}:{port}"),
-            _ => [format!("http://{host}:{port}/"), format!("http://{host}/")]
-                .iter()
-                .any(|origin| target.starts_with(origin)),
-        };
-        if expected {
-            return Ok(head);
+        let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        let expected = format!("connect {bracketed}:{port} http/1.1\r\n");
+        if String::from_utf8_lossy(head).to_ascii_lowercase().starts_with(&expected) {
+            return Ok(Vec::new());
         }
-        Err(Error::permanent(format!(
-            "connect to {host}: the connection was led to another host, which is refused"
-        )))
+        Err(Error::permanent(format!("connect to {host}: libgit2 was led to another host, which is refused")))
+    }
+
+    /// libgit2 takes the gate for the host: puts the host's own name into the request, and asks for one answer
+    /// only, so that no second request passes without it.
+    fn with_host(&self, head: &[u8]) -> Vec<u8> {
+        let mut changed = Vec::with_capacity(head.len() + 64);
+        let end = head.windows(4).position(|window| window == b"\r\n\r\n").map_or(head.len(), |at| at + 2);
+        for line in head[..end].split_inclusive(|b| *b == b'\n') {
+            let name = String::from_utf8_lossy(line).to_ascii_lowercase();
+            match name.split(':').next() {
+                Some("host") => {
+                    let host = format!("Host: {}\r\nConnection: close\r\n", self.remote.authority());
+                    changed.extend_from_slice(host.as_bytes());
+                }
+                Some("connection") => {}
+                _ => changed.extend_from_slice(line),
+            }
+        }
+        changed.extend_from_slice(&head[end..]);
+        changed
     }
 
     async fn connect(&self) -> Result<TcpStream> {
@@ -197,8 +212,14 @@ impl Way {
     ) -> Result<()> {
         let doing = || format!("talk to {}", self.remote.host);
         let mut buffer = vec![0; 64 * 1024];
+        let mut checked = !counted || self.remote.protocol != Protocol::Http;
         loop {
-            let count = from.read(&mut buffer).await.transient(doing())?;
+            let count = if checked {
+                from.read(&mut buffer).await.transient(doing())?
+            } else {
+                checked = true;
+                self.read_status(&mut from, &mut buffer).await?
+            };
             if count == 0 {
                 return to.shutdown().await.transient(doing());
             }
@@ -208,6 +229,26 @@ impl Way {
             }
             to.write_all(&buffer[..count]).await.transient(doing())?;
         }
+    }
+
+    /// Reads the beginning of an answer. libgit2 follows a redirect on the same host whatever it is told, and
+    /// dies of one without a query: so it never sees one.
+    async fn read_status(&self, from: &mut ReadHalf<TcpStream>, buffer: &mut [u8]) -> Result<usize> {
+        const STATUS: usize = "HTTP/1.1 ".len();
+        let (host, mut count) = (&self.remote.host, 0);
+        while count <= STATUS {
+            match from.read(&mut buffer[count..]).await.transient(format!("talk to {host}"))? {
+                0 => break,
+                more => count += more,
+            }
+        }
+        if count > STATUS && buffer[STATUS] == b'3' {
+            let text = format!(
+                "fetch from {host}: the host redirects, which is not followed; give the URL it leads to"
+            );
+            return Err(Error::permanent(text));
+        }
+        Ok(count)
     }
 
     fn count(&self, bytes: usize) -> Result<()> {

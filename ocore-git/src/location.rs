@@ -162,11 +162,6 @@ impl Remote {
         if self.port == self.protocol.port() { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// The URL for libgit2, for https. Without the user: credentials come by callback only.
-    pub(crate) fn https_url(&self) -> String {
-        format!("https://{}{}", self.authority(), self.path)
-    }
-
     /// The URL for libgit2, for ssh, through a port of this machine that leads to the host.
     pub(crate) fn ssh_url(&self, user: &str, port: u16) -> String {
         format!("[{user}@127.0.0.1:{port}]:{}", self.path)

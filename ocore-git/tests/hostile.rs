@@ -1,5 +1,7 @@
 //! What a hostile repository can try, and what happens then.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod support;
 
 use std::fs;

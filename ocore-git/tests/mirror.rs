@@ -1,5 +1,7 @@
 //! The mirror: incremental, pruned, shared, repaired.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod support;
 
 use std::{

@@ -1,5 +1,7 @@
 //! A real host on loopback, over http and https: credentials, refusals, limits, cancellation.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod support;
 
 use std::{
@@ -264,6 +266,17 @@ async fn each_answer_of_a_host_is_told_apart() {
     check_answer(Manner::Redirect, ErrorKind::Permanent, "redirects").await;
 }
 
+/// libgit2 1.9.7 follows such a redirect although it is told not to, and dies of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_without_a_query_does_not_end_the_process() {
+    let (bench, host) = over_tls(|policy| policy);
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    host.set(Manner::Redirect);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    assert!(error.to_string().contains("redirects, which is not followed"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_empty_repository_says_so_over_http() {
     let (bench, _host) = over_http(plain());
@@ -299,7 +312,7 @@ fn limited(change: impl FnOnce(&mut Limits)) -> SourcePolicy {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_host_is_given_up() {
-    let policy = limited(|limits| limits.idle_time_max = Duration::from_millis(400));
+    let policy = limited(|limits| limits.idle_time_max = Duration::from_secs(2));
     let (bench, host) = over_http(policy);
     commit(&bench.open(), &[(b"noise", Entry::File(&noise(2_000_000)))]);
     host.set(Manner::StallAfter(500_000));
@@ -307,7 +320,7 @@ async fn a_silent_host_is_given_up() {
     let error = bench.fetch("main").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Transient);
     assert!(error.to_string().contains("does not answer for"), "{error}");
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     // And the mirror is fit for use.
     host.set(Manner::Serve);
     bench.fetch("main").await.unwrap();
@@ -361,12 +374,13 @@ async fn at_rest(bench: &Bench) {
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
         let mirrors = bench.root.join("mirrors");
-        let locks = support::names(&mirrors).into_iter().filter(|name| name.ends_with(".lock"));
+        let mut locks = support::names(&mirrors).into_iter().filter(|name| name.ends_with(".lock"));
         let free = |name: String| {
             let file = std::fs::File::open(mirrors.join(name)).unwrap();
             rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
         };
-        if locks.map(free).all(|free| free) && bench.checkouts().is_empty() {
+        let unfinished = bench.checkouts().iter().any(|name| name.starts_with('.'));
+        if locks.all(free) && !unfinished {
             return;
         }
         assert!(Instant::now() < deadline, "a thread goes on for a second");

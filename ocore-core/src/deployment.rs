@@ -135,11 +135,8 @@ impl Deployment {
     /// Why it did not end Running, or is being undone.
     #[must_use]
     pub const fn failure(&self) -> Option<&Failure> {
-        match self.outcome() {
-            Some(outcome) => match outcome.cause() {
-                Some(cause) => cause.failure(),
-                None => None,
-            },
+        match self.state.cause() {
+            Some(cause) => cause.failure(),
             None => None,
         }
     }

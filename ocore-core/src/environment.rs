@@ -90,7 +90,8 @@ pub struct Instance {
 
 impl Instance {
     /// What this instance must not share with any other of the same pool.
-    fn resources(&self, pool: &PoolName) -> Vec<String> {
+    #[must_use]
+    pub fn resources(&self, pool: &PoolName) -> Vec<String> {
         let port = self.port.map(|port| format!("{pool}: port {port} of {}", self.host));
         let database = self.database.as_ref().map(|name| format!("{pool}: database {name}"));
         let directory =

@@ -70,6 +70,7 @@ macro_rules! uuid_id {
 /// A text that is no id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an id: expected 32 hexadecimal digits with hyphens, as `history` prints them")]
+#[non_exhaustive]
 pub struct InvalidId;
 
 uuid_id! {

@@ -51,6 +51,8 @@
 mod fold;
 mod forward;
 mod job;
+#[cfg(test)]
+pub(crate) mod tests;
 mod undo;
 
 use std::fmt;
@@ -383,6 +385,18 @@ impl State {
         })
     }
 
+    /// Why it is being undone, or did not end Running.
+    #[must_use]
+    pub const fn cause(&self) -> Option<&Cause> {
+        match self {
+            Self::Withdraw(Withdraw { toward: Toward::Back(cause), .. })
+            | Self::Restore(Restore { toward: Toward::Back(cause), .. })
+            | Self::Revive(Revive { cause, .. }) => Some(cause),
+            Self::Finished(finished) => finished.outcome.cause(),
+            _ => None,
+        }
+    }
+
     /// Whether what served before is, or may be, stopped in this state.
     #[must_use]
     pub const fn is_downtime(&self) -> bool {
@@ -423,6 +437,9 @@ impl State {
             Self::Probe(state) => state.give_up(cause),
             Self::Restore(state) if !state.toward.is_back() => state.cutover.undo(begun, cause),
             Self::Withdraw(state) if !state.toward.is_back() => state.give_up(cause),
+            Self::Withdraw(_) | Self::Restore(_) | Self::Revive(_) if planted!(CancelStopsUndo) => {
+                Self::finished(Outcome::Untouched(cause))
+            }
             Self::Withdraw(_) | Self::Restore(_) | Self::Revive(_) | Self::Finished(_) => {
                 return Cancel::TooLate(self);
             }
@@ -455,6 +472,7 @@ impl State {
         match self {
             Self::Update(state) => state.again(true),
             Self::Start(state) => state.again(true),
+            Self::Restore(state) => state.again(true),
             state => state,
         }
     }

@@ -2,10 +2,13 @@
 
 use std::fmt;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     deployment::Deployment,
+    event::{EventKind, NewEvent},
+    failure::Cause,
     id::DeploymentId,
     machine::State,
     port::{CancelAnswer, LaneQueue},
@@ -27,6 +30,7 @@ impl LaneQueue {
                 waiting.find(|(_, recovers)| *recovers == Some(stranded)).map(|(id, _)| *id)
             }
             None if self.paused => None,
+            None if planted!(LastInFirstOut) => self.waiting.last().map(|(id, _)| *id),
             None => self.waiting.first().map(|(id, _)| *id),
         }
     }
@@ -101,7 +105,7 @@ impl fmt::Display for Waiting {
 pub fn supersedes(new: &Trigger, policy: bool, queued: &Deployment) -> bool {
     policy
         && *new == Trigger::Push
-        && queued.request.trigger == Trigger::Push
+        && (queued.request.trigger == Trigger::Push || planted!(SupersedeManual))
         && queued.state == State::Queued
         && !queued.kept_by_store.begun
 }
@@ -119,6 +123,22 @@ pub fn cancel_answer(deployment: &Deployment) -> CancelAnswer {
     } else {
         CancelAnswer::Requested
     }
+}
+
+/// Ends a queued deployment: the record, its version raised, and the event that goes with it.
+#[must_use]
+pub fn end_in_queue(deployment: Deployment, cause: Cause, at: DateTime<Utc>) -> (Deployment, NewEvent) {
+    let (reason, superseded_by) = match &cause {
+        Cause::Superseded { by } => ("a newer push took its place".to_owned(), Some(*by)),
+        Cause::Failed(failure) => (failure.to_string(), None),
+        Cause::Cancelled => match &deployment.kept_by_store.cancel {
+            Some(actor) => (format!("cancelled by {actor} while it waited"), None),
+            None => ("cancelled while it waited".to_owned(), None),
+        },
+    };
+    let ended = deployment.ended_in_queue(cause, at);
+    let finished = EventKind::Finished { status: ended.status(), reason: Some(reason), superseded_by };
+    (ended, NewEvent::new(at, finished))
 }
 
 const fn is_recovery(deployment: &Deployment) -> bool {

@@ -128,6 +128,7 @@ impl Snapshot {
 
 /// Whether a rollback to a snapshot taken before the stop would lose writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Window {
     /// The snapshot was taken after the stop, or the data's own write counters did not move in between.
@@ -156,4 +157,12 @@ pub struct LiveInstance {
     pub instance: Instance,
     /// What the runtime started.
     pub started: Started,
+}
+
+impl LiveInstance {
+    /// An instance with what was started in it: the engine makes them, and tests of runtimes do too.
+    #[must_use]
+    pub const fn new(instance: Instance, started: Started) -> Self {
+        Self { instance, started }
+    }
 }

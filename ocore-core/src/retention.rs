@@ -59,3 +59,59 @@ impl Retention {
         snapshots.iter().filter(unwanted).map(|record| record.snapshot.reference.clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        name::{EnvironmentName, InstanceName},
+        release::Snapshot,
+    };
+
+    const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
+
+    /// Ten deployments, one a day, the tenth today; each with a snapshot of two instances.
+    fn snapshots() -> Vec<SnapshotRecord> {
+        let one = |day: u8, instance: &str| {
+            let taken_at = NOW - chrono::Duration::days(10 - i64::from(day));
+            let snapshot = Snapshot::new(format!("{day}-{instance}"), taken_at, 1);
+            let (environment, instance) =
+                (EnvironmentName::new("e").unwrap(), InstanceName::new(instance).unwrap());
+            SnapshotRecord::new(environment, id(day), instance, snapshot, None)
+        };
+        (1..=10).flat_map(|day| [one(day, "a"), one(day, "b")]).collect()
+    }
+
+    fn id(day: u8) -> DeploymentId {
+        DeploymentId::from_u128(day.into())
+    }
+
+    #[track_caller]
+    fn check(last: usize, days: u64, live: u8, needed: &[u8], expected: &[u8]) {
+        let snapshots_age = Duration::from_secs(days * 24 * 3600);
+        let retention = Retention { snapshots_last: last, snapshots_age, images_last: 1 };
+        let needed = needed.iter().map(|day| id(*day)).collect();
+        let unwanted = retention.unwanted(&snapshots(), Some(id(live)), &needed, NOW);
+        let expected: Vec<_> =
+            expected.iter().flat_map(|day| [format!("{day}-a"), format!("{day}-b")]).collect();
+        assert_eq!(unwanted, expected);
+    }
+
+    #[test]
+    fn a_snapshot_is_kept_if_any_rule_wants_it() {
+        check(10, 0, 10, &[], &[]);
+        check(7, 0, 10, &[], &[1, 2, 3]);
+        check(0, 8, 10, &[], &[1, 2]);
+        check(7, 9, 10, &[], &[1]);
+        check(7, 0, 2, &[3], &[1]);
+        check(0, 0, 10, &[], &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_removal_that_was_interrupted_is_listed_again() {
+        let mut snapshots = snapshots();
+        snapshots[19].state = SnapshotState::Retired;
+        let unwanted = Retention::default().unwanted(&snapshots, None, &BTreeSet::new(), NOW);
+        assert_eq!(unwanted, ["10-b"]);
+    }
+}

@@ -25,12 +25,12 @@ pub enum Unreadable {
 }
 
 /// What can be stored: sealed, because every stored type has golden files.
-#[expect(unnameable_types, reason = "the supertrait seals the trait")]
 pub trait Stored: Serialize + DeserializeOwned + sealed::Sealed {}
 
 mod sealed {
     use crate::{deployment::Deployment, event::EventKind, release::Live};
 
+    #[expect(unnameable_types, reason = "nobody else may implement it, so nobody else may name it")]
     pub trait Sealed {}
     impl Sealed for Deployment {}
     impl Sealed for EventKind {}
@@ -72,3 +72,6 @@ pub fn decode<T: Stored>(text: &str) -> Result<T, Unreadable> {
         found => Err(Unreadable::Damaged(format!("there is no form {found}"))),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,4 +7,5 @@ pub mod faults;
 pub mod laws;
 pub mod memory;
 pub mod mocks;
+pub mod mutants;
 pub mod sim;

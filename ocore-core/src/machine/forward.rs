@@ -215,6 +215,12 @@ impl Snapshot {
         Self { job, tally: Tally::default(), release, after_stop, taken: BTreeMap::new() }
     }
 
+    /// Whether nothing serves that could write between the snapshot and the stop.
+    #[must_use]
+    pub const fn is_without_window(&self) -> bool {
+        self.after_stop || self.job.previous.is_none()
+    }
+
     /// The snapshots that earlier attempts took.
     #[must_use]
     pub const fn taken(&self) -> &BTreeMap<InstanceName, release::Snapshot> {
@@ -360,7 +366,7 @@ impl Fold for Update {
     fn keep(&mut self, (): ()) {}
     /// A migration that failed may have written half of what it meant to, whatever it says: never migrate twice.
     fn again(self, _dirty: bool) -> State {
-        self.cutover.redo()
+        if planted!(UpdateRetriedWithoutRestore) { self.into() } else { self.cutover.redo() }
     }
     fn give_up(self, cause: Cause) -> State {
         self.cutover.undo(true, cause)
@@ -413,7 +419,13 @@ impl Fold for Start {
     /// A start that was refused wrote nothing and is simply tried again. One that may have happened may have
     /// written: the data is put back first, because applications migrate when they start.
     fn again(self, dirty: bool) -> State {
-        if dirty { self.cutover.redo() } else { self.into() }
+        match self {
+            _ if dirty => self.cutover.redo(),
+            Self { started, cutover } if !started.is_empty() => {
+                Self { cutover: cutover.touched(), started }.into()
+            }
+            state => state.into(),
+        }
     }
     fn give_up(self, cause: Cause) -> State {
         self.cutover.undo(true, cause)

@@ -111,6 +111,12 @@ impl Withdraw {
         &self.cutover
     }
 
+    /// Where it leads.
+    #[must_use]
+    pub const fn toward(&self) -> &Toward {
+        &self.toward
+    }
+
     /// The instances that earlier attempts withdrew.
     #[must_use]
     pub const fn withdrawn(&self) -> &BTreeSet<InstanceName> {
@@ -142,7 +148,10 @@ impl Fold for Withdraw {
         self.toward.lost_max(&self.cutover.job)
     }
     fn succeed(self, (): ()) -> State {
-        Restore::new(self.cutover, self.toward).into()
+        match self.toward {
+            Toward::Back(cause) if planted!(RestoreSkippedOnUndo) => self.cutover.revive(cause),
+            toward => Restore::new(self.cutover, toward).into(),
+        }
     }
     fn keep(&mut self, withdrawn: Self::Kept) {
         self.withdrawn.extend(withdrawn);
@@ -184,6 +193,12 @@ impl Restore {
         self.cutover.data(&self.toward)
     }
 
+    /// Where it leads.
+    #[must_use]
+    pub const fn toward(&self) -> &Toward {
+        &self.toward
+    }
+
     /// The instances that earlier attempts restored.
     #[must_use]
     pub const fn restored(&self) -> &BTreeSet<InstanceName> {
@@ -223,8 +238,9 @@ impl Fold for Restore {
     fn keep(&mut self, restored: Self::Kept) {
         self.restored.extend(restored);
     }
+    /// The last attempt may have replaced the data of some instances: whatever is decided next, that is undone.
     fn again(self, _dirty: bool) -> State {
-        self.into()
+        Self { cutover: self.cutover.touched(), ..self }.into()
     }
     fn give_up(self, cause: Cause) -> State {
         match self.toward.clone() {
@@ -239,7 +255,7 @@ impl Fold for Restore {
 pub struct Revive {
     pub(super) job: Job,
     previous: Arc<Live>,
-    cause: Cause,
+    pub(super) cause: Cause,
     tally: Tally,
     revived: BTreeMap<InstanceName, Started>,
 }

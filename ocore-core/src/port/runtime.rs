@@ -49,6 +49,16 @@ pub trait Runtime: Send + Sync + 'static {
     /// What can be seen of a started instance. Changes nothing.
     async fn inspect(&self, context: &Context, instance: &Instance, started: &Started)
     -> Result<Observation>;
+
+    /// The last lines that a started instance wrote to its own log, at most `lines` of them, oldest first; also of
+    /// one that has ended. Changes nothing.
+    async fn tail(
+        &self,
+        context: &Context,
+        instance: &Instance,
+        started: &Started,
+        lines: usize,
+    ) -> Result<Vec<String>>;
 }
 
 /// What can be seen of a started instance.

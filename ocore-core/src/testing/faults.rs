@@ -1,1 +1,453 @@
-//! To come.
+//! Faults: a wrapper for every port, the store included, whose calls fail as calls do.
+//!
+//! Each call passes two awaits, one before its effect and one after it: points at which a simulated process can die.
+//! In between, it does what it should, or what its [`Fault`] says. Faults are planned by the number of the call, for
+//! sweeps over all of them, or drawn from a seed.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use ocore_core::{executor::TokioExecutor, testing::{fakes::World, faults::{Fault, Faults}}};
+//!
+//! let world = World::new();
+//! let faults = Faults::new(Arc::new(TokioExecutor::new()));
+//! faults.plan(3, Fault::NoAnswer); // the fourth call has its effect, and its answer is lost
+//! let (builder, runtime) = (faults.wrap(world.builder()), faults.wrap(world.runtime()));
+//! ```
+
+mod ports;
+mod store;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    future::{Future, pending},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+
+use super::sim::{Chance, SimExecutor, yield_now};
+use crate::executor::Executor;
+
+/// How a call fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Fault {
+    /// It is refused: no effect, and it may be tried again.
+    Refused,
+    /// It has its effect, and the answer is lost.
+    NoAnswer,
+    /// It has no effect, and never will. Of the store: it has no effect, and nobody knows.
+    Permanent,
+    /// It never returns, and has no effect.
+    Hang,
+    /// It has its effect, and never returns.
+    HangAfter,
+    /// It never returns, and has its effect later, with the fence that it was made with.
+    Late,
+    /// Its answer is lost at once, and it has its effect later.
+    LostThenLate,
+    /// It stops in the middle, and the answer is lost. Of the store: it has no effect, and nobody knows.
+    HalfDone,
+}
+
+impl Fault {
+    /// Every fault.
+    pub const ALL: [Self; 8] = [
+        Self::Refused,
+        Self::NoAnswer,
+        Self::Permanent,
+        Self::Hang,
+        Self::HangAfter,
+        Self::Late,
+        Self::LostThenLate,
+        Self::HalfDone,
+    ];
+}
+
+/// How likely faults are, and how long calls take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Odds {
+    /// Of 10,000 calls of the store, so many fail.
+    pub store: u32,
+    /// Of 10,000 calls of other ports, so many fail.
+    pub ports: u32,
+    /// Each call takes up to this long.
+    pub latency_max: Duration,
+    /// Of 10,000 calls, so many take up to [`SLOW_MAX`] instead.
+    pub slow: u32,
+}
+
+impl Odds {
+    /// No faults, no latency.
+    pub const NONE: Self = Self { store: 0, ports: 0, latency_max: Duration::ZERO, slow: 0 };
+
+    /// So many of 10,000 calls of the store, and of the other ports, fail.
+    #[must_use]
+    pub const fn new(store: u32, ports: u32) -> Self {
+        Self { store, ports, latency_max: Duration::ZERO, slow: 0 }
+    }
+
+    /// The same odds, with calls that take up to `latency_max`, and `slow` of 10,000 up to [`SLOW_MAX`].
+    #[must_use]
+    pub const fn latency(mut self, latency_max: Duration, slow: u32) -> Self {
+        self.latency_max = latency_max;
+        self.slow = slow;
+        self
+    }
+}
+
+/// How long a slow call takes at most: longer than a lease.
+pub const SLOW_MAX: Duration = Duration::from_secs(15);
+
+/// How much later the effect of a late call lands, at most: after timeouts and takeovers.
+pub const LATE_MAX: Duration = Duration::from_secs(60);
+
+/// A call that was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub struct Call {
+    /// The port.
+    pub port: &'static str,
+    /// The method.
+    pub method: &'static str,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.port, self.method)
+    }
+}
+
+/// Decides which calls fail. Clones are one plan.
+#[derive(Clone)]
+pub struct Faults {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    executor: Arc<dyn Executor>,
+    sim: Option<Arc<SimExecutor>>,
+    state: Mutex<State>,
+}
+
+struct State {
+    chance: Chance,
+    odds: Odds,
+    planned: BTreeMap<u64, Fault>,
+    stopped: bool,
+    calls: Vec<Call>,
+    hits: BTreeMap<(Call, Fault), u64>,
+    observer: Option<Arc<dyn Fn(Issued) + Send + Sync>>,
+}
+
+/// A call that is being made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Issued {
+    /// Who makes it: what was given to [`Faults::wrap_for`].
+    pub caller: usize,
+    /// Its number.
+    pub index: u64,
+    /// What is called.
+    pub call: Call,
+}
+
+/// What is to happen to one call.
+struct Fate {
+    fault: Option<Fault>,
+    latency: Duration,
+}
+
+impl Faults {
+    /// No faults so far. Late effects run on `executor`: give it a process that is never killed.
+    #[must_use]
+    pub fn new(executor: Arc<dyn Executor>) -> Self {
+        Self::with(executor, None)
+    }
+
+    /// The same in a simulation: calls and faults are noted in its trace.
+    #[must_use]
+    pub fn in_sim(executor: Arc<SimExecutor>) -> Self {
+        Self::with(executor.clone(), Some(executor))
+    }
+
+    fn with(executor: Arc<dyn Executor>, sim: Option<Arc<SimExecutor>>) -> Self {
+        let state = State {
+            chance: Chance::new(0),
+            odds: Odds::NONE,
+            planned: BTreeMap::new(),
+            stopped: false,
+            calls: Vec::new(),
+            hits: BTreeMap::new(),
+            observer: None,
+        };
+        Self { shared: Arc::new(Shared { executor, sim, state: Mutex::new(state) }) }
+    }
+
+    /// Lets the call number `call`, counted from zero over all wrapped ports, fail in this way.
+    pub fn plan(&self, call: u64, fault: Fault) {
+        self.lock().planned.insert(call, fault);
+    }
+
+    /// Lets calls fail at random.
+    pub fn draw(&self, seed: u64, odds: Odds) {
+        let mut state = self.lock();
+        state.chance = Chance::new(seed);
+        state.odds = odds;
+    }
+
+    /// From now on nothing fails any more. Calls that hang stay so; late effects still land.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        state.stopped = true;
+        state.odds.store = 0;
+        state.odds.ports = 0;
+        state.odds.slow = 0;
+    }
+
+    /// The calls that were made so far.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Call> {
+        self.lock().calls.clone()
+    }
+
+    /// How many calls were made so far.
+    #[must_use]
+    pub fn call_count(&self) -> u64 {
+        self.lock().calls.len() as u64
+    }
+
+    /// How often each call failed in each way.
+    #[must_use]
+    pub fn hits(&self) -> BTreeMap<(Call, Fault), u64> {
+        self.lock().hits.clone()
+    }
+
+    /// From now on `observer` is told of every call, before its effect.
+    pub fn watch(&self, observer: impl Fn(Issued) + Send + Sync + 'static) {
+        self.lock().observer = Some(Arc::new(observer));
+    }
+
+    /// The adapter, with these faults.
+    #[must_use]
+    pub fn wrap<T>(&self, adapter: T) -> Faulty<T> {
+        self.wrap_for(0, adapter)
+    }
+
+    /// The same, for one of several callers: the observer is told which.
+    #[must_use]
+    pub fn wrap_for<T>(&self, caller: usize, adapter: T) -> Faulty<T> {
+        Faulty { inner: Arc::new(adapter), faults: self.clone(), caller }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin(&self, caller: usize, call: Call) -> Fate {
+        let mut state = self.lock();
+        let index = state.calls.len() as u64;
+        state.calls.push(call);
+        let fault = state.fault(index, call);
+        let latency = state.latency();
+        if let Some(fault) = fault {
+            *state.hits.entry((call, fault)).or_default() += 1;
+        }
+        let observer = state.observer.clone();
+        drop(state);
+        if let Some(observer) = observer {
+            observer(Issued { caller, index, call });
+        }
+        if let Some(sim) = &self.shared.sim {
+            let code = index << 8 | fault.map_or(0, |fault| fault as u64 + 1);
+            sim.note(code, || match fault {
+                Some(fault) => format!("call {index} {call}: {fault:?}"),
+                None => format!("call {index} {call}"),
+            });
+        }
+        Fate { fault, latency }
+    }
+
+    /// Makes a call: `effect` is the call itself, `late` the same call on its own.
+    async fn run<R, E: Answer>(
+        &self,
+        caller: usize,
+        call: Call,
+        effect: impl Future<Output = Result<R, E>> + Send,
+        late: impl FnOnce() -> BoxFuture<'static, ()> + Send,
+    ) -> Result<R, E> {
+        let fate = self.begin(caller, call);
+        self.pass(fate.latency).await;
+        match fate.fault {
+            None => {
+                let answer = effect.await;
+                yield_now().await;
+                answer
+            }
+            Some(Fault::Refused) => Err(E::refused(call)),
+            Some(Fault::Permanent) => Err(E::permanent(call)),
+            Some(Fault::NoAnswer) => {
+                let _lost = effect.await;
+                yield_now().await;
+                Err(E::unanswered(call))
+            }
+            Some(Fault::Hang) => pending().await,
+            Some(Fault::HangAfter) => {
+                let _lost = effect.await;
+                pending().await
+            }
+            Some(Fault::Late) => {
+                self.later(late());
+                pending().await
+            }
+            Some(Fault::LostThenLate) => {
+                self.later(late());
+                Err(E::unanswered(call))
+            }
+            Some(Fault::HalfDone) => {
+                E::half(effect).await;
+                Err(E::unanswered(call))
+            }
+        }
+    }
+
+    async fn pass(&self, latency: Duration) {
+        if latency.is_zero() {
+            yield_now().await;
+        } else {
+            self.shared.executor.sleep(latency).await;
+        }
+    }
+
+    /// Lets an effect land after a while, whatever has become of its caller.
+    fn later(&self, effect: BoxFuture<'static, ()>) {
+        let delay = self.lock().chance.below(LATE_MAX.as_millis() as u64);
+        let executor = self.shared.executor.clone();
+        let sleep = executor.sleep(Duration::from_millis(delay));
+        let sim = self.shared.sim.clone();
+        executor.spawn(Box::pin(async move {
+            sleep.await;
+            if let Some(sim) = sim {
+                sim.note(4 << 40, || "a late effect lands".to_owned());
+            }
+            effect.await;
+        }));
+    }
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Faults")
+            .field("odds", &state.odds)
+            .field("planned", &state.planned)
+            .finish_non_exhaustive()
+    }
+}
+
+impl State {
+    fn fault(&mut self, index: u64, call: Call) -> Option<Fault> {
+        if self.stopped {
+            return None;
+        }
+        let odds = if call.port == "store" { self.odds.store } else { self.odds.ports };
+        let drawn = if odds > 0 && self.chance.is(odds.into(), 10_000) {
+            self.chance.pick(&Fault::ALL).copied()
+        } else {
+            None
+        };
+        self.planned.get(&index).copied().or(drawn)
+    }
+
+    fn latency(&mut self) -> Duration {
+        let slow = self.odds.slow > 0 && self.chance.is(self.odds.slow.into(), 10_000);
+        let max = if slow { SLOW_MAX } else { self.odds.latency_max };
+        if max.is_zero() { max } else { Duration::from_micros(self.chance.below(max.as_micros() as u64)) }
+    }
+}
+
+/// The errors that a fault becomes.
+trait Answer: Send {
+    fn refused(call: Call) -> Self;
+    fn permanent(call: Call) -> Self;
+    fn unanswered(call: Call) -> Self;
+    /// Stops the call in the middle.
+    fn half<R>(effect: impl Future<Output = Result<R, Self>> + Send) -> impl Future<Output = ()> + Send
+    where
+        Self: Sized;
+}
+
+/// Polls a call once and drops it.
+async fn stop_in_the_middle(effect: impl Future) {
+    let mut effect = pin!(effect);
+    std::future::poll_fn(|context| {
+        let _ = effect.as_mut().poll(context);
+        Poll::Ready(())
+    })
+    .await;
+}
+
+/// An adapter whose calls fail as its [`Faults`] say.
+pub struct Faulty<T> {
+    inner: Arc<T>,
+    faults: Faults,
+    caller: usize,
+}
+
+impl<T> Faulty<T> {
+    /// The adapter without its faults.
+    #[must_use]
+    pub fn inner(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> Clone for Faulty<T> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), faults: self.faults.clone(), caller: self.caller }
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Faulty<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faulty").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// Implements a port: the methods that take references, each with the call as it is, and with the call on arguments
+/// of its own for an effect that lands late; and after them the methods that are written out.
+macro_rules! faulty {
+    (
+        impl $port:ident as $name:literal {
+            $(fn $method:ident(&self $(, $argument:ident: &$type:ty)*) -> $result:ty;)*
+        }
+        $($more:tt)*
+    ) => {
+        #[async_trait::async_trait]
+        impl<T: $port> $port for Faulty<T> {
+            $(
+                async fn $method(&self $(, $argument: &$type)*) -> $result {
+                    let call = $crate::testing::faults::Call { port: $name, method: stringify!($method) };
+                    let late = || -> futures::future::BoxFuture<'static, ()> {
+                        let inner = self.inner.clone();
+                        $(let $argument = $argument.to_owned();)*
+                        Box::pin(async move {
+                            let _nobody_hears = inner.$method($(&$argument),*).await;
+                        })
+                    };
+                    self.faults.run(self.caller, call, self.inner.$method($($argument),*), late).await
+                }
+            )*
+            $($more)*
+        }
+    };
+}
+use faulty;
+
+#[cfg(test)]
+mod tests;

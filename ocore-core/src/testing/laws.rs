@@ -2,6 +2,7 @@
 //! and it expands to one test per law.
 
 pub mod builder;
+pub mod caller;
 pub mod probe;
 pub mod runtime;
 pub mod snapshotter;

@@ -1,9 +1,10 @@
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 
 use super::StoreResult;
 use crate::{
+    deployment::Deployment,
     environment::Environment,
     id::{DeploymentId, Fence},
     name::EnvironmentName,
@@ -59,6 +60,19 @@ impl EnvironmentRecord {
     pub fn new(environment: Arc<Environment>) -> Self {
         let fence = Fence::default();
         Self { environment, paused: false, attention: None, live: None, active: None, queued: 0, fence }
+    }
+
+    /// What no other environment may name: the resources of its settings, of what it serves, and of the settings
+    /// that the deployment under way has started with.
+    #[must_use]
+    pub fn resources(&self, active: Option<&Deployment>) -> BTreeSet<String> {
+        let pool = self.environment.pool();
+        let mut resources = self.environment.resources();
+        let live = self.live.iter().flat_map(|live| live.instances.values());
+        resources.extend(live.flat_map(|live| live.instance.resources(pool)));
+        let job = active.and_then(|deployment| deployment.state.job());
+        resources.extend(job.into_iter().flat_map(|job| job.environment.resources()));
+        resources
     }
 }
 

@@ -1,0 +1,401 @@
+//! Takes one deployment from step to step: do the step, fold the result, write the next state.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, pin_mut, select_biased};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Shared,
+    call::Caller,
+    perform::{Perform, snapshot_records},
+    sink::LogSink,
+    worker::{Adopted, Crew, Phase},
+};
+use crate::{
+    deployment::{Deployment, between},
+    event::{EventKind, LogLine, NewEvent, Stream},
+    failure::{Cause, FailureClass},
+    id::Fence,
+    machine::{Cancel, Decision, Outcome, Report, State, Step},
+    name::InstanceName,
+    port::{Claim, Commit, Committed, Finish, Next, Sink as _},
+    request::Trigger,
+};
+
+/// The wait after a commit that the store did not answer: doubled each time, up to a second.
+const COMMIT_RETRY_MIN: Duration = Duration::from_millis(50);
+
+/// Works on a lane until it is given back, is empty, or lost. Returns whether a deployment of it ended, so that
+/// there may be something to clean up.
+pub(super) async fn drive(crew: Arc<Crew>, claim: Claim, adopted: Adopted) -> bool {
+    let (mut next, mut adopted, mut ended) = (Some(claim), adopted, false);
+    while let Some(claim) = next {
+        let mut driver = Driver::take(crew.clone(), claim, adopted.cancel.clone());
+        next = driver.drive().await.map(|successor| *successor);
+        ended |= driver.deployment.outcome().is_some();
+        if let Some(successor) = &next {
+            adopted = crew.adopt(successor);
+        }
+    }
+    ended
+}
+
+struct Driver {
+    crew: Arc<Crew>,
+    shared: Arc<Shared>,
+    sink: Arc<LogSink>,
+    cancel: CancellationToken,
+    deployment: Deployment,
+    /// What is to be done, if the claim asks for more than the stored state says.
+    resumed: Option<State>,
+    fence: Fence,
+    /// When the present state was entered, or the lane was taken.
+    since: Duration,
+    /// Instances whose snapshot is to be recorded with the next commit.
+    snapshots: Vec<InstanceName>,
+}
+
+/// What came of a turn.
+enum Turn {
+    Next,
+    Over(Option<Box<Claim>>),
+}
+
+/// Why a step was stopped from outside.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Cancel,
+    Shutdown,
+}
+
+/// What came of an attempt.
+enum Attempt<Evidence, Kept> {
+    Reported(Report<Evidence, Kept>),
+    Stopped(Why, Option<Report<Evidence, Kept>>),
+    Lost,
+}
+
+impl Driver {
+    fn take(crew: Arc<Crew>, claim: Claim, cancel: CancellationToken) -> Self {
+        let shared = crew.shared.clone();
+        let Claim { mut deployment, environment, live, fence, lost_worker } = claim;
+        let at = shared.executor.utc();
+        if deployment.state == State::Queued {
+            deployment.begin(environment, live, at);
+        } else {
+            deployment.spend(between(deployment.updated_at, at));
+        }
+        if deployment.kept_by_store.cancel.is_some() {
+            cancel.cancel();
+        }
+        let resumed = (lost_worker && !planted!(ForgetBegun)).then(|| deployment.state.clone().lost_worker());
+        let sink = Arc::new(LogSink::new(shared.clone()));
+        let since = shared.executor.now();
+        Self { crew, sink, cancel, deployment, resumed, fence, since, snapshots: Vec::new(), shared }
+    }
+
+    async fn drive(&mut self) -> Option<Box<Claim>> {
+        if let Some(state) = self.resumed.take() {
+            self.say("the worker before did not report back; taking over");
+            // Counted before anything is tried: a step that kills its workers must not be tried for ever.
+            if let Turn::Over(successor) = self.write(Decision::go_on(state)).await {
+                return successor;
+            }
+        } else if let Some(step) = self.deployment.step() {
+            self.sink.enter(step);
+            self.sink.tell(EventKind::Began { step });
+        }
+        loop {
+            if let Turn::Over(successor) = self.turn().await {
+                return successor;
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> Turn {
+        if !self.crew.lease.holds() {
+            return Turn::Over(None);
+        }
+        let state = self.deployment.state.clone();
+        if self.cancel.is_cancelled()
+            && let Cancel::Accepted(state) = state.clone().cancel(false)
+        {
+            return self.write(Decision::go_on(state)).await;
+        }
+        if self.crew.phase() >= Phase::HandingOver {
+            return self.hand_over(state).await;
+        }
+        match state {
+            State::Locate(state) => self.step(state).await,
+            State::Fetch(state) => self.step(state).await,
+            State::Build(state) => self.step(state).await,
+            State::Snapshot(state) => self.step(state).await,
+            State::Stop(state) => self.step(state).await,
+            State::Restore(state) => self.step(state).await,
+            State::Update(state) => self.step(state).await,
+            State::Start(state) => self.step(state).await,
+            State::Probe(state) => self.step(state).await,
+            State::Withdraw(state) => self.step(state).await,
+            State::Revive(state) => self.step(state).await,
+            // A claim begins a queued deployment, and a commit of the end is the last one.
+            State::Queued | State::Finished(_) => Turn::Over(None),
+        }
+    }
+
+    async fn step<S>(&mut self, mut step: S) -> Turn
+    where
+        S: Perform + Send + Sync,
+        S::Evidence: Send,
+        S::Kept: Send,
+    {
+        let began = self.shared.executor.now();
+        let undo = self.deployment.state.is_undo();
+        let attempt = self.attempt(&step, undo).await;
+        let took = self.shared.executor.now() - began;
+        match attempt {
+            Attempt::Lost => Turn::Over(None),
+            Attempt::Reported(report) | Attempt::Stopped(_, Some(report @ Report::Done(_))) => {
+                self.record(&step, &report);
+                self.write(step.fold(report, took)).await
+            }
+            Attempt::Stopped(why, report) => {
+                let mut fresh_fence = report.is_none();
+                if let Some(report) = report {
+                    self.record(&step, &report);
+                    if let Report::Failed { kept, failures } = report {
+                        fresh_fence = failures.iter().any(|it| it.class == FailureClass::Unanswered);
+                        step.keep(kept);
+                    }
+                }
+                match why {
+                    Why::Shutdown => self.hand_over(step.into().interrupted()).await,
+                    Why::Cancel => {
+                        let (Cancel::Accepted(state) | Cancel::TooLate(state)) = step.into().cancel(true);
+                        let fresh_fence = fresh_fence && !planted!(CancelKeepsFence);
+                        self.write(Decision { fresh_fence, ..Decision::go_on(state) }).await
+                    }
+                }
+            }
+        }
+    }
+
+    fn record<S: Perform>(&mut self, step: &S, report: &Report<S::Evidence, S::Kept>) {
+        let (snapshots, windows) = (self.deployment.snapshots.clone(), self.deployment.windows.clone());
+        step.record(report, &mut self.deployment);
+        let Deployment { snapshots: now, windows: seen, .. } = &self.deployment;
+        let changed = now
+            .iter()
+            .filter(|(name, it)| snapshots.get(*name) != Some(*it) || windows.get(*name) != seen.get(*name));
+        self.snapshots.extend(changed.map(|(name, _)| name.clone()));
+    }
+
+    /// One attempt at a step, until it reports, is stopped, or the lease is lost.
+    async fn attempt<S: Perform + Sync>(&self, step: &S, undo: bool) -> Attempt<S::Evidence, S::Kept> {
+        let cancellation = CancellationToken::new();
+        let caller = Caller {
+            shared: self.shared.clone(),
+            step: S::STEP,
+            fence: self.fence,
+            cancellation: cancellation.clone(),
+            sink: self.sink.clone(),
+        };
+        // However the attempt ends, what it has started is told to stop.
+        let _stop = cancellation.clone().drop_guard();
+        let perform = step.perform(&caller).fuse();
+        let lost = self.crew.lease.lost().fuse();
+        let flush = self.flush_until_lost().fuse();
+        let stop = self.stop(undo).fuse();
+        pin_mut!(perform, lost, flush, stop);
+        let why = select_biased! {
+            () = lost => return Attempt::Lost,
+            () = flush => return Attempt::Lost,
+            report = perform => return Attempt::Reported(report),
+            why = stop => why,
+        };
+        cancellation.cancel();
+        select_biased! {
+            () = lost => Attempt::Lost,
+            () = flush => Attempt::Lost,
+            report = perform => Attempt::Stopped(why, Some(report)),
+            () = self.shared.executor.sleep(self.shared.timing.cancel_grace).fuse() => {
+                Attempt::Stopped(why, None)
+            }
+        }
+    }
+
+    /// Completes when the step should be stopped. An undo is not stopped by a cancel.
+    async fn stop(&self, undo: bool) -> Why {
+        let cancelled = async {
+            if undo {
+                std::future::pending::<()>().await;
+            }
+            self.cancel.cancelled().await;
+        };
+        let interrupted = self.crew.reached(Phase::Interrupting).fuse();
+        let cancelled = cancelled.fuse();
+        pin_mut!(cancelled, interrupted);
+        select_biased! {
+            () = cancelled => Why::Cancel,
+            () = interrupted => Why::Shutdown,
+        }
+    }
+
+    /// Stores what is logged meanwhile. Completes when the store says that the lane is lost.
+    async fn flush_until_lost(&self) {
+        loop {
+            self.sink.filled().await;
+            self.shared.executor.sleep(self.shared.timing.flush).await;
+            let events = self.sink.take();
+            let Deployment { environment, id, .. } = &self.deployment;
+            let append =
+                self.shared.store.append(environment, *id, self.fence, events.clone(), self.shared.log_limit);
+            match self.shared.in_time(append).await {
+                Ok(true) => self.shared.nudge.notify_waiters(),
+                Ok(false) => return,
+                // It may have been stored: a line twice is better than a line lost.
+                Err(_) => self.sink.put_back(events),
+            }
+        }
+    }
+
+    /// Gives the lane back at a step boundary, or with a step that was interrupted.
+    async fn hand_over(&mut self, state: State) -> Turn {
+        self.say("this worker shuts down; another one goes on");
+        self.write(Decision { after: Some(Duration::ZERO), ..Decision::go_on(state) }).await
+    }
+
+    fn say(&self, text: &str) {
+        self.sink.log(None, Stream::Engine, text);
+    }
+
+    /// Writes a decision. The deployment becomes what the decision says only once it is stored.
+    async fn write(&mut self, decision: Decision) -> Turn {
+        let mut deployment = self.deployment.clone();
+        let now = self.shared.executor.now();
+        deployment.spend(now.saturating_sub(self.since));
+        deployment.enter(decision.state.clone(), self.shared.executor.utc());
+        deployment.kept_by_store.version += 1;
+        let waiting = self.sink.take();
+        let mut commit = Commit::new(self.crew.worker.id, self.fence, deployment, self.next(&decision));
+        commit.events = [waiting.clone(), self.milestones(&decision, &commit)].concat();
+        commit.log_limit = self.shared.log_limit;
+        commit.snapshots = snapshot_records(&commit.deployment, self.snapshots.iter().cloned());
+        let Some(answer) = self.commit(&commit).await else { return Turn::Over(None) };
+        self.shared.nudge.notify_waiters();
+        if answer == Committed::CancelPending {
+            // Nothing was written: the cancel came before the verdict, and is what counts.
+            self.sink.put_back(waiting);
+            self.cancel.cancel();
+            return Turn::Next;
+        }
+        if answer == Committed::Fenced && planted!(FencedIgnored) {
+            self.deployment = commit.deployment;
+            return Turn::Next;
+        }
+        if answer == Committed::Fenced {
+            tracing::warn!(deployment = %self.deployment.id, "another worker has taken over");
+            return Turn::Over(None);
+        }
+        self.snapshots.clear();
+        self.since = now;
+        self.deployment = commit.deployment;
+        match answer {
+            Committed::Continued { fence, cancel } => {
+                self.fence = fence;
+                if let Some(step) = self.deployment.step() {
+                    self.sink.enter(step);
+                }
+                if cancel {
+                    self.cancel.cancel();
+                }
+                Turn::Next
+            }
+            Committed::Finished { successor } => Turn::Over(successor),
+            Committed::Released | Committed::CancelPending | Committed::Fenced => Turn::Over(None),
+        }
+    }
+
+    /// Commits until the store answers or the lease is lost.
+    async fn commit(&self, commit: &Commit) -> Option<Committed> {
+        let mut wait = COMMIT_RETRY_MIN;
+        while self.crew.lease.holds() {
+            let write = self.shared.in_time(self.shared.store.commit(commit)).fuse();
+            let lost = self.crew.lease.lost().fuse();
+            pin_mut!(write, lost);
+            let answer = select_biased! {
+                () = lost => return None,
+                answer = write => answer,
+            };
+            match answer {
+                Ok(answer) => return Some(answer),
+                Err(error) => tracing::warn!(%error, deployment = %commit.deployment.id, "a commit failed"),
+            }
+            self.shared.executor.sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(1));
+        }
+        None
+    }
+
+    /// What becomes of the lane.
+    fn next(&self, decision: &Decision) -> Next {
+        let Some(outcome) = decision.state.outcome() else {
+            let hand_over = (self.crew.phase() >= Phase::HandingOver).then_some(Duration::ZERO);
+            return match decision.after.or(hand_over) {
+                Some(after) => Next::Release { after },
+                None => {
+                    Next::Continue { fresh_fence: decision.fresh_fence && !planted!(SameFenceAfterTimeout) }
+                }
+            };
+        };
+        let recovery = matches!(self.deployment.request.trigger, Trigger::Recovery { .. });
+        Next::Finish(Finish {
+            live: match outcome {
+                Outcome::Undone { .. } if planted!(LiveNotUpdatedAfterRevive) => None,
+                Outcome::Running(live) | Outcome::Undone { live: Some(live), .. } => Some(live.clone()),
+                _ => None,
+            },
+            attention: match outcome {
+                Outcome::Stranded { .. } if planted!(StrandedNotMarked) => None,
+                Outcome::Stranded { .. } => Some(true),
+                Outcome::Undone { .. } if recovery => Some(false),
+                _ => None,
+            },
+            claim_next: self.crew.phase() == Phase::Working,
+            verdict: matches!(outcome, Outcome::Running(_)),
+        })
+    }
+
+    /// The events that a commit tells of.
+    fn milestones(&self, decision: &Decision, commit: &Commit) -> Vec<NewEvent> {
+        let mut kinds = Vec::new();
+        let state = &commit.deployment.state;
+        if let (Some(failure), Some(after)) = (&decision.failure, decision.after) {
+            let after_millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            kinds.push(EventKind::Retrying { failure: failure.clone(), after_millis });
+        } else if let Some(failure) = &decision.failure {
+            kinds.extend(evidence(failure.step, &failure.detail));
+        }
+        if state.is_undo() && !self.deployment.state.is_undo() {
+            let failed = decision.failure.as_ref().map(ToString::to_string);
+            kinds.push(EventKind::Undoing { reason: failed.unwrap_or_else(|| "it is cancelled".to_owned()) });
+        }
+        if let Some(outcome) = state.outcome() {
+            let reason = match outcome {
+                Outcome::Stranded { failure, .. } => Some(format!("it could not be undone: {failure}")),
+                outcome => outcome.cause().and_then(Cause::failure).map(ToString::to_string),
+            };
+            let status = commit.deployment.status();
+            kinds.push(EventKind::Finished { status, reason, superseded_by: None });
+        } else if let (Next::Continue { .. }, Some(step)) = (&commit.next, state.step()) {
+            kinds.push(EventKind::Began { step });
+        }
+        let at = commit.deployment.updated_at;
+        kinds.into_iter().map(|kind| NewEvent::new(at, kind)).collect()
+    }
+}
+
+/// The evidence of a failure, as lines of the log.
+fn evidence(step: Step, detail: &[String]) -> impl Iterator<Item = EventKind> {
+    detail.iter().map(move |text| EventKind::Log(LogLine::new(step, None, Stream::Engine, text.clone())))
+}

@@ -1,0 +1,112 @@
+use super::{Engine, EngineError, requests::Accepted};
+use crate::{
+    environment::{Environment, EnvironmentSpec},
+    machine::Outcome,
+    name::EnvironmentName,
+    port::{Acknowledged, EnvironmentRecord, Saved},
+    request::{Goal, Request, Trigger},
+};
+
+/// What to do about an environment that needs attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Resolution {
+    /// Go on with the undo, as a new deployment that goes before all others.
+    Resume,
+    /// A person has put things right by hand: the environment goes on as it is.
+    Acknowledge,
+}
+
+impl Engine {
+    /// Saves an environment. Deployments that are under way keep the settings that they started with.
+    ///
+    /// # Errors
+    /// [`EngineError::InvalidEnvironment`] lists every mistake at once; [`EngineError::ResourceInUse`] names the
+    /// environment that has the same port, database or directory.
+    pub async fn save_environment(&self, spec: EnvironmentSpec) -> Result<Environment, EngineError> {
+        let environment = Environment::try_from(spec)?;
+        match self.shared.store.save_environment(&environment).await? {
+            Saved::Created | Saved::Updated => Ok(environment),
+            Saved::Conflict { resource, environment } => {
+                Err(EngineError::ResourceInUse { resource, environment })
+            }
+        }
+    }
+
+    /// All environments, by name, and what goes on in them.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`].
+    pub async fn environments(&self) -> Result<Vec<EnvironmentRecord>, EngineError> {
+        Ok(self.shared.store.environments().await?)
+    }
+
+    /// One environment, and what goes on in it.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchEnvironment`].
+    pub async fn environment(&self, name: &str) -> Result<EnvironmentRecord, EngineError> {
+        let no_such = || EngineError::NoSuchEnvironment { name: name.chars().take(40).collect() };
+        let parsed = EnvironmentName::new(name).map_err(|_| no_such())?;
+        self.shared.store.environment(&parsed).await?.ok_or_else(no_such)
+    }
+
+    /// From now on no deployment of the environment is started. One that is under way goes on.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchEnvironment`].
+    pub async fn pause(&self, name: &str) -> Result<(), EngineError> {
+        self.set_paused(name, true).await
+    }
+
+    /// Deployments of the environment are started again.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchEnvironment`].
+    pub async fn resume(&self, name: &str) -> Result<(), EngineError> {
+        self.set_paused(name, false).await
+    }
+
+    async fn set_paused(&self, name: &str, paused: bool) -> Result<(), EngineError> {
+        let record = self.environment(name).await?;
+        self.shared.store.set_paused(record.environment.name(), paused).await?;
+        self.shared.nudge.notify_waiters();
+        Ok(())
+    }
+
+    /// Resolves an environment whose last deployment could not be undone: goes on with the undo, or takes note
+    /// that a person has put things right. With [`Resolution::Resume`] the answer is the recovery's deployment.
+    ///
+    /// # Errors
+    /// [`EngineError::NoAttention`] if the environment waits for nobody.
+    pub async fn resolve(
+        &self,
+        environment: &str,
+        resolution: Resolution,
+        actor: impl Into<String> + Send,
+    ) -> Result<Option<Accepted>, EngineError> {
+        let record = self.environment(environment).await?;
+        let name = record.environment.name().clone();
+        let no_attention = || EngineError::NoAttention { environment: name.clone() };
+        let stranded = record.attention.ok_or_else(no_attention)?;
+        match resolution {
+            Resolution::Acknowledge => match self.shared.store.acknowledge(&name, stranded).await? {
+                Acknowledged::Done => {
+                    self.shared.nudge.notify_waiters();
+                    Ok(None)
+                }
+                Acknowledged::NotWaiting => Err(no_attention()),
+            },
+            Resolution::Resume => {
+                let deployment = self.deployment(stranded).await?;
+                let Some(Outcome::Stranded { undo, .. }) = deployment.outcome() else {
+                    return Err(no_attention());
+                };
+                let goal = Goal::Recover(undo.clone());
+                let trigger = Trigger::Recovery { of: stranded };
+                let request = Request { trigger, actor: actor.into(), goal, key: None };
+                self.enqueue(name, request).await.map(Some)
+            }
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! Doing a step, for all instances of the environment at the same time, up to the environment's limit.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    time::Duration,
+};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+
+use super::call::Caller;
+use crate::{
+    deployment::{Deployment, between},
+    environment::{Instance, Policy},
+    failure::{Failure, FailureClass},
+    health::{HealthWatch, Verdict},
+    machine::{
+        Aim, Build, Fetch, Fold, Job, Locate, Located, Probe, Report, Restore, Revive, Snapshot, Start, Stop,
+        Stopped, Update, Withdraw,
+    },
+    name::InstanceName,
+    port::{Check, Observation, SnapshotRecord},
+    release::{Commit, Image, LiveInstance, Started, Window},
+};
+
+/// How many lines of an instance's own log join a failure.
+const LOG_TAIL_LINES: usize = 50;
+
+/// A step that the engine knows how to do.
+pub(super) trait Perform: Fold {
+    /// One attempt.
+    fn perform(&self, caller: &Caller) -> impl Future<Output = Report<Self::Evidence, Self::Kept>> + Send;
+
+    /// Writes what was found into the record, for its readers.
+    fn record(&self, _report: &Report<Self::Evidence, Self::Kept>, _deployment: &mut Deployment) {}
+}
+
+impl Caller {
+    fn policy(job: &Job) -> &Policy {
+        job.environment.policy()
+    }
+
+    /// Works on several instances at the same time; gathers what was done and what failed.
+    async fn each<T: Send>(
+        &self,
+        job: &Job,
+        work: Vec<BoxFuture<'_, (InstanceName, Result<T, Failure>)>>,
+    ) -> (BTreeMap<InstanceName, T>, Vec<Failure>) {
+        let limit = Self::policy(job).parallel_instances;
+        let mut results = stream::iter(work).buffer_unordered(limit);
+        let (mut done, mut failures) = (BTreeMap::new(), Vec::new());
+        while let Some((name, result)) = results.next().await {
+            match result {
+                Ok(evidence) => drop(done.insert(name, evidence)),
+                Err(failure) => failures.push(failure.of(&name)),
+            }
+        }
+        (done, failures)
+    }
+}
+
+/// One instance's part of a step.
+fn part<'a, T>(
+    name: &InstanceName,
+    call: impl Future<Output = Result<T, Failure>> + Send + 'a,
+) -> BoxFuture<'a, (InstanceName, Result<T, Failure>)> {
+    let name = name.clone();
+    call.map(|result| (name, result)).boxed()
+}
+
+fn report<Evidence, Kept>(
+    done: BTreeMap<InstanceName, Evidence>,
+    failures: Vec<Failure>,
+    finish: impl FnOnce(BTreeMap<InstanceName, Evidence>) -> Kept,
+) -> Report<Kept, Kept> {
+    let kept = finish(done);
+    if failures.is_empty() { Report::Done(kept) } else { Report::Failed { kept, failures } }
+}
+
+fn single<Evidence>(result: Result<Evidence, Failure>) -> Report<Evidence> {
+    match result {
+        Ok(evidence) => Report::Done(evidence),
+        Err(failure) => Report::Failed { kept: (), failures: vec![failure] },
+    }
+}
+
+/// For steps whose success needs no evidence, but whose failure keeps the names of what was done.
+fn names(done: BTreeMap<InstanceName, ()>, mut failures: Vec<Failure>) -> Report<(), BTreeSet<InstanceName>> {
+    if planted!(SwallowUnanswered) {
+        failures.retain(|failure| failure.class != FailureClass::Unanswered);
+    }
+    if failures.is_empty() {
+        Report::Done(())
+    } else {
+        Report::Failed { kept: done.into_keys().collect(), failures }
+    }
+}
+
+fn all_or_nothing(failures: Vec<Failure>) -> Report<()> {
+    if failures.is_empty() { Report::Done(()) } else { Report::Failed { kept: (), failures } }
+}
+
+impl Perform for Locate {
+    async fn perform(&self, caller: &Caller) -> Report<Located> {
+        single(locate(self, caller).await)
+    }
+
+    fn record(&self, report: &Report<Located>, deployment: &mut Deployment) {
+        if let Report::Done(found) = report {
+            deployment.commit = Some(found.release.commit.clone());
+            if found.image_present {
+                deployment.image = Some(found.release.image.clone());
+            }
+        }
+    }
+}
+
+async fn locate(state: &Locate, caller: &Caller) -> Result<Located, Failure> {
+    let job = state.job();
+    let permanent = |message: String| caller.fail(FailureClass::Permanent, message, Vec::new());
+    let Aim::Rollback { to, .. } = job.aim else {
+        return Err(permanent("only a rollback locates an earlier release".to_owned()));
+    };
+    if job.previous.as_ref().is_some_and(|live| live.deployment == to) {
+        return Err(permanent(format!("{to} is live already: there is nothing to do")));
+    }
+    let target = caller.read(caller.shared.store.deployment(to)).await?;
+    let target = target.filter(|target| target.environment == *job.environment.name());
+    let Some((target, release)) =
+        target.as_ref().and_then(|it| Some((it, it.live()?.release.as_ref().clone())))
+    else {
+        return Err(permanent(format!("{to} was never live in this environment")));
+    };
+    let load = if state.with_data() {
+        let data = caller.read(caller.shared.data_of(target)).await?;
+        Some(data.map_err(permanent)?.snapshots)
+    } else {
+        None
+    };
+    let context = caller.context(job);
+    let deadline = Caller::policy(job).deadlines.start;
+    let image = caller.shared.builder.locate(&context, &release.image);
+    let present = caller.answer(&context, deadline, image).await?;
+    Ok(Located::new(release, present, load))
+}
+
+impl Perform for Fetch {
+    async fn perform(&self, caller: &Caller) -> Report<Commit> {
+        let context = caller.context(self.job());
+        let deadline = Caller::policy(self.job()).deadlines.fetch;
+        let call = caller.shared.source.fetch(&context, self.revision());
+        single(caller.answer(&context, deadline, call).await)
+    }
+
+    fn record(&self, report: &Report<Commit>, deployment: &mut Deployment) {
+        if let Report::Done(commit) = report {
+            deployment.commit = Some(commit.clone());
+        }
+    }
+}
+
+impl Perform for Build {
+    async fn perform(&self, caller: &Caller) -> Report<Image> {
+        single(build(self, caller).await)
+    }
+
+    fn record(&self, report: &Report<Image>, deployment: &mut Deployment) {
+        if let Report::Done(image) = report {
+            deployment.image = Some(image.clone());
+        }
+    }
+}
+
+/// The checkout is made anew for each attempt: the worker that fetched may have been another machine's.
+async fn build(state: &Build, caller: &Caller) -> Result<Image, Failure> {
+    let shared = &caller.shared;
+    let deadlines = &Caller::policy(state.job()).deadlines;
+    let context = caller.context(state.job());
+    let checkout = shared.source.checkout(&context, state.commit());
+    let checkout = caller.answer(&context, deadlines.fetch, checkout).await?;
+    let context = caller.context(state.job());
+    let image = caller.answer(&context, deadlines.build, shared.builder.build(&context, &checkout)).await;
+    let context = caller.context(state.job());
+    let discard = shared.source.discard(&context, checkout);
+    if let Err(failure) = caller.answer(&context, deadlines.start, discard).await {
+        // What is left over is removed by the next checkout of this deployment; the image counts.
+        context.log(format!("the checkout could not be removed: {}", failure.message));
+    }
+    image
+}
+
+impl Perform for Snapshot {
+    async fn perform(&self, caller: &Caller) -> Report<Self::Evidence, Self::Kept> {
+        let job = self.job();
+        let deadline = Caller::policy(job).deadlines.snapshot;
+        let missing = job.environment.instances().iter().filter(|it| !self.taken().contains_key(&it.name));
+        let work = missing.map(|instance| {
+            part(&instance.name, async move {
+                let context = caller.context(job).for_instance(&instance.name);
+                let take = caller.shared.snapshotter.take(&context, instance);
+                caller.answer(&context, deadline, take).await
+            })
+        });
+        let (taken, failures) = caller.each(job, work.collect()).await;
+        report(taken, failures, |taken| taken)
+    }
+
+    fn record(&self, report: &Report<Self::Evidence, Self::Kept>, deployment: &mut Deployment) {
+        let (Report::Done(taken) | Report::Failed { kept: taken, .. }) = report;
+        deployment.snapshots.extend(taken.clone());
+        if self.is_without_window() {
+            deployment.windows.extend(taken.keys().map(|name| (name.clone(), Window::Empty)));
+        }
+    }
+}
+
+impl Perform for Stop {
+    async fn perform(&self, caller: &Caller) -> Report<Stopped, BTreeSet<InstanceName>> {
+        let job = self.job();
+        if planted!(StopSkipped) {
+            return Report::Done(Stopped::default());
+        }
+        let deadline = Caller::policy(job).deadlines.stop;
+        let serving = job.previous.iter().flat_map(|live| &live.instances);
+        let work = serving.filter(|(name, _)| !self.stopped().contains(*name)).map(|(name, live)| {
+            part(name, async move {
+                let context = caller.context(job).for_instance(name);
+                caller.answer(&context, deadline, caller.shared.runtime.stop(&context, live)).await
+            })
+        });
+        let (stopped, failures) = caller.each(job, work.collect()).await;
+        if failures.is_empty() {
+            Report::Done(Stopped::new(windows(self, caller).await))
+        } else {
+            Report::Failed { kept: stopped.into_keys().collect(), failures }
+        }
+    }
+
+    fn record(&self, report: &Report<Stopped, BTreeSet<InstanceName>>, deployment: &mut Deployment) {
+        if let Report::Done(stopped) = report {
+            deployment.windows.extend(stopped.windows.clone());
+        }
+    }
+}
+
+/// Whether something was written between each snapshot and the stop. What cannot be told counts as written.
+async fn windows(state: &Stop, caller: &Caller) -> BTreeMap<InstanceName, Window> {
+    let job = state.job();
+    let deadline = Caller::policy(job).deadlines.start;
+    let now = caller.shared.executor.utc();
+    let snapshots = state.snapshots().into_iter().flatten();
+    let work = snapshots.filter_map(|(name, snapshot)| {
+        let instance = instance(job, name)?;
+        Some(part(name, async move {
+            let context = caller.context(job).for_instance(name);
+            let changed = caller.shared.snapshotter.changed_since(&context, instance, snapshot);
+            let changed = caller.answer(&context, deadline, changed).await.unwrap_or(true);
+            Ok(if changed && !planted!(WindowAlwaysEmpty) {
+                Window::Open(between(snapshot.taken_at, now))
+            } else {
+                Window::Empty
+            })
+        }))
+    });
+    caller.each(job, work.collect()).await.0
+}
+
+fn instance<'a>(job: &'a Job, name: &InstanceName) -> Option<&'a Instance> {
+    job.environment.instances().iter().find(|instance| instance.name == *name)
+}
+
+impl Perform for Restore {
+    async fn perform(&self, caller: &Caller) -> Report<(), BTreeSet<InstanceName>> {
+        let job = self.job();
+        let data = self.data();
+        let deadline = Caller::policy(job).deadlines.restore;
+        let instances = if planted!(RestoreFirstOnly) { 1 } else { usize::MAX };
+        let work = data.iter().take(instances).filter(|(name, _)| !self.restored().contains(*name));
+        let work = work.filter_map(|(name, snapshot)| {
+            // An instance that the environment does not have any more has no data to put back.
+            let instance = instance(job, name)?;
+            Some(part(name, async move {
+                let context = caller.context(job).for_instance(name);
+                let restore = caller.shared.snapshotter.restore(&context, instance, snapshot);
+                caller.answer(&context, deadline, restore).await
+            }))
+        });
+        let (restored, failures) = caller.each(job, work.collect()).await;
+        names(restored, failures)
+    }
+}
+
+impl Perform for Update {
+    async fn perform(&self, caller: &Caller) -> Report<()> {
+        let (job, release) = (self.job(), &self.cutover().release);
+        let deadline = Caller::policy(job).deadlines.update;
+        let work = job.environment.instances().iter().map(|instance| {
+            part(&instance.name, async move {
+                let context = caller.context(job).for_instance(&instance.name);
+                let update = caller.shared.runtime.update(&context, instance, release);
+                caller.answer(&context, deadline, update).await
+            })
+        });
+        all_or_nothing(caller.each(job, work.collect()).await.1)
+    }
+}
+
+impl Perform for Start {
+    async fn perform(&self, caller: &Caller) -> Report<Self::Evidence, Self::Kept> {
+        let (job, release) = (self.job(), &self.cutover().release);
+        let deadline = Caller::policy(job).deadlines.start;
+        let missing = job.environment.instances().iter().filter(|it| !self.started().contains_key(&it.name));
+        let work = missing.map(|instance| {
+            part(&instance.name, async move {
+                let context = caller.context(job).for_instance(&instance.name);
+                let start = caller.shared.runtime.start(&context, instance, release);
+                caller.answer(&context, deadline, start).await
+            })
+        });
+        let (started, failures) = caller.each(job, work.collect()).await;
+        report(started, failures, |started| started)
+    }
+}
+
+impl Perform for Probe {
+    async fn perform(&self, caller: &Caller) -> Report<()> {
+        let job = self.job();
+        if planted!(RunningBeforeObserved) {
+            return Report::Done(());
+        }
+        let probed = job.environment.instances().iter().filter_map(|instance| {
+            let started = self.started().get(&instance.name)?;
+            Some(part(&instance.name, healthy(caller, job, instance, started)))
+        });
+        let (healthy, failures) = caller.each(job, probed.collect()).await;
+        if planted!(OneHealthyIsEnough) && !healthy.is_empty() {
+            return Report::Done(());
+        }
+        if !failures.is_empty() {
+            return all_or_nothing(failures);
+        }
+        // The first to be healthy may have gone while the last was waited for: what Running claims is looked at once
+        // more, all at one time.
+        let looked = job.environment.instances().iter().filter_map(|instance| {
+            let started = self.started().get(&instance.name)?;
+            Some(part(&instance.name, still_up(caller, job, instance, started)))
+        });
+        all_or_nothing(caller.each(job, looked.collect()).await.1)
+    }
+}
+
+/// Checks one instance until the verdict. A verdict against it is permanent: another attempt is another deployment.
+async fn healthy(caller: &Caller, job: &Job, instance: &Instance, started: &Started) -> Result<(), Failure> {
+    let policy = &Caller::policy(job).health;
+    let executor = &caller.shared.executor;
+    let began = executor.now();
+    let mut watch = HealthWatch::default();
+    loop {
+        still_up(caller, job, instance, started).await?;
+        let context = caller.context(job).for_instance(&instance.name);
+        let left = policy.deadline.saturating_sub(executor.now() - began);
+        let timeout = policy.check_timeout.min(left.max(Duration::from_millis(1)));
+        let check = caller.shared.probe.check(&context, instance, started);
+        let (passed, answer) = match caller.answer(&context, timeout, check).await {
+            Ok(Check::Passed) => (true, Vec::new()),
+            Ok(Check::Failed { reason, body }) => (false, std::iter::once(reason).chain(body).collect()),
+            Err(failure) if failure.class == FailureClass::Permanent => return Err(failure),
+            Err(failure) => (false, vec![failure.message]),
+        };
+        match watch.observe(passed, executor.now() - began, policy) {
+            Verdict::Healthy => return Ok(()),
+            Verdict::Wait(wait) => executor.sleep(wait).await,
+            Verdict::TimedOut => {
+                let message = format!("not healthy within {} s", policy.deadline.as_secs_f64());
+                let last =
+                    answer.first().map_or(String::new(), |reason| format!("; the last answer: {reason}"));
+                let detail = [answer, tail(caller, job, instance, started).await].concat();
+                return Err(caller.fail(FailureClass::Permanent, message + &last, detail));
+            }
+        }
+    }
+}
+
+/// An instance that has ended will not become healthy. One that cannot be looked at may.
+async fn still_up(caller: &Caller, job: &Job, instance: &Instance, started: &Started) -> Result<(), Failure> {
+    let context = caller.context(job).for_instance(&instance.name);
+    let timeout = Caller::policy(job).health.check_timeout;
+    let inspect = caller.shared.runtime.inspect(&context, instance, started);
+    match caller.answer(&context, timeout, inspect).await {
+        Ok(Observation::Down { reason, log_tail }) => Err(caller.fail(
+            FailureClass::Permanent,
+            format!("it ended while it was probed: {reason}"),
+            log_tail,
+        )),
+        Ok(Observation::Up) | Err(_) => Ok(()),
+    }
+}
+
+/// The last lines of the instance's own log; empty if they cannot be had.
+async fn tail(caller: &Caller, job: &Job, instance: &Instance, started: &Started) -> Vec<String> {
+    let context = caller.context(job).for_instance(&instance.name);
+    let timeout = Caller::policy(job).health.check_timeout;
+    let tail = caller.shared.runtime.tail(&context, instance, started, LOG_TAIL_LINES);
+    caller.answer(&context, timeout, tail).await.unwrap_or_default()
+}
+
+impl Perform for Withdraw {
+    async fn perform(&self, caller: &Caller) -> Report<(), BTreeSet<InstanceName>> {
+        let job = self.job();
+        if planted!(WithdrawSkipped) {
+            return Report::Done(());
+        }
+        let deadline = Caller::policy(job).deadlines.start;
+        let missing = job.environment.instances().iter().filter(|it| !self.withdrawn().contains(&it.name));
+        let work = missing.map(|instance| {
+            part(&instance.name, async move {
+                let context = caller.context(job).for_instance(&instance.name);
+                caller.answer(&context, deadline, caller.shared.runtime.withdraw(&context, instance)).await
+            })
+        });
+        let (withdrawn, failures) = caller.each(job, work.collect()).await;
+        names(withdrawn, failures)
+    }
+}
+
+impl Perform for Revive {
+    async fn perform(&self, caller: &Caller) -> Report<Self::Evidence, Self::Kept> {
+        let (job, previous) = (self.job(), self.previous());
+        let deadline = Caller::policy(job).deadlines.start;
+        let missing = previous.instances.iter().filter(|(name, _)| !self.revived().contains_key(*name));
+        let work = missing.map(|(name, live): (_, &LiveInstance)| {
+            part(name, async move {
+                let context = caller.context(job).for_instance(name);
+                let revive = caller.shared.runtime.revive(&context, live, &previous.release);
+                caller.answer(&context, deadline, revive).await
+            })
+        });
+        let (revived, failures) = caller.each(job, work.collect()).await;
+        report(revived, failures, |revived| revived)
+    }
+}
+
+/// The snapshots of a map, for the store's own list.
+pub(super) fn snapshot_records(
+    deployment: &Deployment,
+    names: impl Iterator<Item = InstanceName>,
+) -> Vec<SnapshotRecord> {
+    let record = |name: InstanceName| {
+        let snapshot = deployment.snapshots.get(&name)?.clone();
+        let window = deployment.windows.get(&name).copied();
+        let environment = deployment.environment.clone();
+        Some(SnapshotRecord::new(environment, deployment.id, name, snapshot, window))
+    };
+    names.filter_map(record).collect()
+}

@@ -1,0 +1,169 @@
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use super::{Accepted, Engine, EngineError, Shared};
+use crate::{
+    deployment::Deployment,
+    id::DeploymentId,
+    name::InstanceName,
+    port::{Filter, SnapshotState, StoreResult},
+    release::{Commit, Snapshot, Window},
+    request::{Goal, Request, RollbackMode, Trigger},
+};
+
+/// A request to make an earlier deployment's release live again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a request does nothing until it is passed to Engine::roll_back"]
+pub struct RollbackRequest {
+    to: DeploymentId,
+    mode: RollbackMode,
+    actor: String,
+    key: Option<String>,
+}
+
+impl RollbackRequest {
+    /// Back to this deployment's release and its data.
+    pub const fn to(to: DeploymentId) -> Self {
+        Self { to, mode: RollbackMode::CodeAndData, actor: String::new(), key: None }
+    }
+
+    /// Back to the release only; the data stays as it is.
+    pub const fn code_only(mut self) -> Self {
+        self.mode = RollbackMode::CodeOnly;
+        self
+    }
+
+    /// Who asks, for the history.
+    pub fn actor(mut self, actor: impl Into<String>) -> Self {
+        self.actor = actor.into();
+        self
+    }
+
+    /// A second request with the same key returns the first one's deployment.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+}
+
+/// What a rollback will do, as far as it can be told before it runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RollbackPreview {
+    /// The deployment whose release is to run again.
+    pub to: DeploymentId,
+    /// Its commit.
+    pub commit: Commit,
+    /// What will be lost.
+    pub loss: Loss,
+}
+
+/// What a rollback loses. A safety snapshot is taken first, so that the rollback itself can be undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// Nothing: the data stays as it is.
+    Nothing,
+    /// Everything that was written since these moments.
+    Since {
+        /// For each instance, the moment of the snapshot that is restored.
+        moments: BTreeMap<InstanceName, DateTime<Utc>>,
+        /// For each instance, whether even the replaced deployment's last writes are missing from it.
+        windows: BTreeMap<InstanceName, Window>,
+    },
+    /// The deployment is live still; the deployments that wait before the rollback decide.
+    SinceTheNextDeployment,
+}
+
+impl Engine {
+    /// What a rollback would do. Changes nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::NoSuchDeployment`]; [`EngineError::LiveAlready`]; [`EngineError::CannotRollBack`] with the
+    /// reason and what can be done instead.
+    pub async fn preview_rollback(&self, request: &RollbackRequest) -> Result<RollbackPreview, EngineError> {
+        let id = request.to;
+        let target = self.deployment(id).await?;
+        let Some(live) = target.live() else {
+            let status = target.status();
+            let reason = format!("it was never live; it is {status}. Choose a deployment that ended Running");
+            return Err(EngineError::CannotRollBack { id, reason });
+        };
+        let preview = |loss| RollbackPreview { to: id, commit: live.release.commit.clone(), loss };
+        let record = self.environment(target.environment.as_str()).await?;
+        if record.live.is_some_and(|live| live.deployment == id) {
+            let alone = record.active.is_none() && record.queued == 0;
+            return if alone {
+                Err(EngineError::LiveAlready { id })
+            } else {
+                Ok(preview(Loss::SinceTheNextDeployment))
+            };
+        }
+        if request.mode == RollbackMode::CodeOnly {
+            return Ok(preview(Loss::Nothing));
+        }
+        match self.shared.data_of(&target).await? {
+            Ok(data) => {
+                let moments = data.snapshots.iter().map(|(name, snapshot)| (name.clone(), snapshot.taken_at));
+                Ok(preview(Loss::Since { moments: moments.collect(), windows: data.windows }))
+            }
+            Err(reason) => Err(EngineError::CannotRollBack { id, reason }),
+        }
+    }
+
+    /// Asks for a rollback: a new deployment of the earlier release, with its data or without. Returns at once, and
+    /// says what will be lost.
+    ///
+    /// # Errors
+    /// As [`preview_rollback`](Self::preview_rollback), and [`EngineError::QueueFull`].
+    pub async fn roll_back(
+        &self,
+        request: RollbackRequest,
+    ) -> Result<(Accepted, RollbackPreview), EngineError> {
+        let preview = self.preview_rollback(&request).await?;
+        let RollbackRequest { to, mode, actor, key } = request;
+        let environment = self.deployment(to).await?.environment;
+        let (trigger, goal) = (Trigger::Rollback { to }, Goal::Rollback { to, mode });
+        let accepted = self.enqueue(environment, Request { trigger, actor, goal, key }).await?;
+        Ok((accepted, preview))
+    }
+}
+
+/// The data that belongs to a deployment.
+pub(super) struct DataOf {
+    pub(super) snapshots: BTreeMap<InstanceName, Snapshot>,
+    pub(super) windows: BTreeMap<InstanceName, Window>,
+}
+
+impl Shared {
+    /// The data that belongs to a deployment that was live: the snapshot taken by the deployment that replaced it.
+    ///
+    /// The snapshot that a deployment takes is the data *before* it. And a deployment that came later but was
+    /// undone did not end anything: what was written after it belongs to the target too, so that what counts is
+    /// the one that replaced the target for good. The inner error says why there is no such data.
+    pub(super) async fn data_of(&self, target: &Deployment) -> StoreResult<Result<DataOf, String>> {
+        let filter = Filter { replaced: Some(target.id), ..Filter::environment(target.environment.clone()) };
+        let page = self.store.history(&filter, None, 1).await?;
+        if planted!(RollbackOffByOne) {
+            return Ok(Ok(DataOf { snapshots: target.snapshots.clone(), windows: BTreeMap::new() }));
+        }
+        let Some(successor) = page.deployments.into_iter().next() else {
+            let reason = "no later deployment has a snapshot of its data; roll back the code only".to_owned();
+            return Ok(Err(reason));
+        };
+        let records = self.store.snapshots(&target.environment).await?;
+        let kept = |snapshot: &Snapshot| {
+            records.iter().any(|record| {
+                record.snapshot.reference == snapshot.reference && record.state == SnapshotState::Kept
+            })
+        };
+        if successor.snapshots.is_empty() || !successor.snapshots.values().all(kept) {
+            return Ok(Err(format!(
+                "the snapshot that {} took of its data has been removed by retention; roll back the code only",
+                successor.id
+            )));
+        }
+        Ok(Ok(DataOf { snapshots: successor.snapshots, windows: successor.windows }))
+    }
+}

@@ -1,0 +1,476 @@
+//! A worker process: claims lanes, keeps its lease alive, drains on shutdown.
+//!
+//! One incarnation of a worker has one id and one lease. When the lease may have run out, the incarnation stops
+//! everything it does and the next one begins under a new id.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{
+    FutureExt as _,
+    future::{AbortHandle, BoxFuture, Fuse, abortable, poll_fn},
+    pin_mut, select_biased,
+};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{Engine, EngineError, Shared, drive::drive};
+use crate::{
+    executor::Executor,
+    id::{DeploymentId, Fence, WorkerId},
+    name::EnvironmentName,
+    port::{Beat, Claim, Claimed, StoreErrorKind, StoreResult, Worker},
+};
+
+/// Hints are followed this often at most.
+const HINT_INTERVAL: Duration = Duration::from_millis(20);
+
+impl Engine {
+    /// Works until `shutdown` completes, then drains: deployments go on for [`Timing::drain`](super::Timing::drain),
+    /// are then handed over at their next step boundary, and interrupted after [`Timing::interrupt`](super::Timing::interrupt).
+    /// Whatever is handed over is in the store, for the next worker.
+    ///
+    /// Dropping the future stops the worker as a crash would: the store lends its lanes to others once the lease has
+    /// run out.
+    ///
+    /// # Errors
+    /// [`EngineError::Store`] if the store cannot work at all. Outages are waited for.
+    pub async fn run_until(&self, shutdown: impl Future<Output = ()> + Send) -> Result<(), EngineError> {
+        let shutdown = shutdown.fuse();
+        pin_mut!(shutdown);
+        loop {
+            let crew = Arc::new(Crew::new(self.shared.clone()));
+            match crew.work(shutdown.as_mut()).await? {
+                Ended::Drained => return Ok(()),
+                Ended::LeaseLost => {
+                    tracing::warn!(worker = %crew.worker.id, "the lease was lost; beginning anew")
+                }
+            }
+        }
+    }
+}
+
+struct StopDrivers<'a>(&'a Crew);
+
+impl Drop for StopDrivers<'_> {
+    fn drop(&mut self) {
+        self.0.drivers.abort();
+    }
+}
+
+enum Ended {
+    Drained,
+    LeaseLost,
+}
+
+/// How far a shutdown has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// There is none.
+    Working,
+    /// Nothing new is claimed.
+    Draining,
+    /// Deployments are handed over at the next step boundary.
+    HandingOver,
+    /// Steps are interrupted.
+    Interrupting,
+}
+
+/// One incarnation of a worker process, and the lanes that it works on.
+pub(super) struct Crew {
+    pub(super) shared: Arc<Shared>,
+    pub(super) worker: Worker,
+    pub(super) lease: Lease,
+    phase: watch::Sender<Phase>,
+    lanes: Mutex<HashMap<EnvironmentName, Lane>>,
+    slots: Arc<Semaphore>,
+    /// A slot or a lane may have become free.
+    freed: Notify,
+    drivers: TaskSet,
+}
+
+struct Lane {
+    deployment: DeploymentId,
+    fence: Fence,
+    cancel: CancellationToken,
+}
+
+/// A lane that a driver works on, noted in the crew for as long as this lives.
+pub(super) struct Adopted {
+    crew: Arc<Crew>,
+    environment: EnvironmentName,
+    fence: Fence,
+    /// Cancelled when a cancel of the deployment is wanted.
+    pub(super) cancel: CancellationToken,
+}
+
+impl Drop for Adopted {
+    fn drop(&mut self) {
+        let mut lanes = self.crew.lanes();
+        // The lane may have been given back and claimed anew before this driver came to its end.
+        if lanes.get(&self.environment).is_some_and(|lane| lane.fence == self.fence) {
+            lanes.remove(&self.environment);
+        }
+    }
+}
+
+impl Crew {
+    fn new(shared: Arc<Shared>) -> Self {
+        let id = WorkerId::fresh(&*shared.executor);
+        let worker = Worker::new(id, shared.pools.clone(), shared.timing.lease);
+        Self {
+            lease: Lease::new(shared.executor.clone()),
+            worker,
+            phase: watch::Sender::new(Phase::Working),
+            lanes: Mutex::default(),
+            slots: Arc::new(Semaphore::new(shared.workers)),
+            freed: Notify::new(),
+            drivers: TaskSet::new(shared.executor.clone()),
+            shared,
+        }
+    }
+
+    async fn work<S: Future<Output = ()>>(
+        self: &Arc<Self>,
+        mut shutdown: Pin<&mut Fuse<S>>,
+    ) -> Result<Ended, EngineError> {
+        let registered = self.register().fuse();
+        pin_mut!(registered);
+        select_biased! {
+            () = shutdown => return Ok(Ended::Drained),
+            result = registered => result?,
+        }
+        // However this ends, dropped in the middle too, nothing goes on without it.
+        let _drivers = StopDrivers(self);
+        let helpers = TaskSet::new(self.shared.executor.clone());
+        helpers.spawn(self.clone().keep_lease());
+        helpers.spawn(self.clone().follow_hints());
+        helpers.spawn(self.clone().claim_lanes());
+        let lost = self.lease.lost().fuse();
+        pin_mut!(lost);
+        let ended = select_biased! {
+            () = lost => Ended::LeaseLost,
+            () = shutdown => {
+                let drained = self.drain().fuse();
+                pin_mut!(drained);
+                select_biased! {
+                    () = lost => {}
+                    () = drained => {}
+                }
+                Ended::Drained
+            }
+        };
+        self.drivers.abort();
+        drop(helpers);
+        if matches!(ended, Ended::Drained) {
+            // Not needed for correctness: without it the others wait for the lease to run out.
+            let _best_effort = self.shared.in_time(self.shared.store.retire(self.worker.id)).await;
+        }
+        Ok(ended)
+    }
+
+    /// The first heartbeat: waits for a store that is away, and fails if it cannot work at all.
+    async fn register(&self) -> Result<(), EngineError> {
+        loop {
+            match self.beat().await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == StoreErrorKind::Broken => return Err(error.into()),
+                Err(error) => tracing::warn!(%error, "the store does not answer; trying again"),
+            }
+            self.shared.executor.sleep(self.shared.timing.poll).await;
+        }
+    }
+
+    /// One heartbeat. Its effect on the worker's own trust counts from the moment of sending.
+    async fn beat(&self) -> StoreResult<()> {
+        let sent = self.shared.executor.now();
+        match self.shared.in_time(self.shared.store.heartbeat(&self.worker)).await? {
+            Beat::Alive(held) => {
+                self.lease.extend(sent + self.shared.timing.watchdog);
+                for lane in held.iter().filter(|lane| lane.cancel) {
+                    self.tell_cancel(lane.deployment);
+                }
+            }
+            Beat::Expired => self.lease.end(),
+        }
+        Ok(())
+    }
+
+    async fn keep_lease(self: Arc<Self>) {
+        let heartbeat = self.shared.timing.heartbeat;
+        loop {
+            self.shared.executor.sleep(heartbeat).await;
+            while let Err(error) = self.beat().await {
+                tracing::warn!(%error, "a heartbeat failed");
+                self.shared.executor.sleep(heartbeat / 4).await;
+            }
+        }
+    }
+
+    /// Looks at once for cancels when something may have changed: the heartbeats would tell too, but later.
+    async fn follow_hints(self: Arc<Self>) {
+        loop {
+            select_biased! {
+                () = self.shared.nudge.notified().fuse() => {}
+                () = self.shared.store.changed().fuse() => {}
+            }
+            for deployment in self.deployments() {
+                let found = self.shared.in_time(self.shared.store.deployment(deployment)).await;
+                if found.ok().flatten().is_some_and(|found| found.kept_by_store.cancel.is_some()) {
+                    self.tell_cancel(deployment);
+                }
+            }
+            self.shared.executor.sleep(HINT_INTERVAL).await;
+        }
+    }
+
+    async fn claim_lanes(self: Arc<Self>) {
+        loop {
+            let slots = self.slots.clone();
+            let Ok(slot) = slots.acquire_owned().await else { return };
+            if self.phase() > Phase::Working {
+                return;
+            }
+            // Made before the claim: what happens while it is under way is not missed.
+            let nudged = self.shared.nudge.notified();
+            let wait = match self.claim().await {
+                Ok(Claimed::Work(claim)) => {
+                    self.start(*claim, slot);
+                    continue;
+                }
+                Ok(Claimed::Idle { next }) => next.unwrap_or(Duration::MAX).min(self.jittered_poll()),
+                Ok(Claimed::Expired) => return self.lease.end(),
+                Err(error) => {
+                    tracing::warn!(%error, "a claim failed");
+                    self.jittered_poll()
+                }
+            };
+            drop(slot);
+            select_biased! {
+                () = nudged.fuse() => {}
+                () = self.shared.store.changed().fuse() => {}
+                () = self.freed.notified().fuse() => {}
+                () = self.shared.executor.sleep(wait).fuse() => {}
+            }
+        }
+    }
+
+    async fn claim(&self) -> StoreResult<Claimed> {
+        let busy: Vec<_> = self.lanes().keys().cloned().collect();
+        self.shared.in_time(self.shared.store.claim(&self.worker, &busy)).await
+    }
+
+    fn start(self: &Arc<Self>, claim: Claim, slot: tokio::sync::OwnedSemaphorePermit) {
+        let crew = self.clone();
+        let adopted = self.adopt(&claim);
+        self.drivers.spawn(async move {
+            let environment = claim.environment.name().clone();
+            let touched = drive(crew.clone(), claim, adopted).await;
+            drop(slot);
+            crew.freed.notify_one();
+            if touched && crew.lease.holds() {
+                super::upkeep::clean_up(&crew.shared, &environment).await;
+            }
+        });
+    }
+
+    /// Notes that this process works on the claim's lane.
+    pub(super) fn adopt(self: &Arc<Self>, claim: &Claim) -> Adopted {
+        let (environment, fence) = (claim.environment.name().clone(), claim.fence);
+        let cancel = CancellationToken::new();
+        let lane = Lane { deployment: claim.deployment.id, fence, cancel: cancel.clone() };
+        self.lanes().insert(environment.clone(), lane);
+        Adopted { crew: self.clone(), environment, fence, cancel }
+    }
+
+    fn tell_cancel(&self, deployment: DeploymentId) {
+        let lanes = self.lanes();
+        if let Some(lane) = lanes.values().find(|lane| lane.deployment == deployment) {
+            lane.cancel.cancel();
+        }
+    }
+
+    fn deployments(&self) -> Vec<DeploymentId> {
+        self.lanes().values().map(|lane| lane.deployment).collect()
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<EnvironmentName, Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Completes when the shutdown has come so far.
+    pub(super) async fn reached(&self, phase: Phase) {
+        let mut phases = self.phase.subscribe();
+        // The sender lives in `self`, so the wait ends by the phase alone.
+        let _reached = phases.wait_for(|now| *now >= phase).await;
+    }
+
+    async fn drain(&self) {
+        let timing = &self.shared.timing;
+        let steps = [
+            (Phase::Draining, timing.drain),
+            (Phase::HandingOver, timing.interrupt.saturating_sub(timing.drain)),
+            (Phase::Interrupting, timing.cancel_grace * 2),
+        ];
+        for (phase, time) in steps {
+            self.phase.send_replace(phase);
+            select_biased! {
+                () = self.drivers.idle().fuse() => return,
+                () = self.shared.executor.sleep(time).fuse() => {}
+            }
+        }
+        tracing::warn!(
+            "some steps did not stop in time; another worker will take over when the lease has run out"
+        );
+    }
+
+    /// Workers do not poll in step.
+    fn jittered_poll(&self) -> Duration {
+        let quarter = self.shared.timing.poll / 4;
+        let draw = self.shared.executor.random() % 1024;
+        self.shared.timing.poll - quarter / 2 + quarter.mul_f64(draw as f64 / 1024.0)
+    }
+}
+
+/// What the worker may believe of its lease: earlier over than the store's own deadline.
+pub(super) struct Lease {
+    executor: Arc<dyn Executor>,
+    until_nanos: AtomicU64,
+    ended: CancellationToken,
+}
+
+impl Lease {
+    fn new(executor: Arc<dyn Executor>) -> Self {
+        Self { executor, until_nanos: AtomicU64::new(0), ended: CancellationToken::new() }
+    }
+
+    fn extend(&self, until: Duration) {
+        let nanos = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        self.until_nanos.store(nanos, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.ended.cancel();
+    }
+
+    fn until(&self) -> Duration {
+        Duration::from_nanos(self.until_nanos.load(Ordering::Relaxed))
+    }
+
+    /// Whether the worker may still act.
+    pub(super) fn holds(&self) -> bool {
+        !self.ended.is_cancelled() && self.executor.now() < self.until() || planted!(WatchdogIgnored)
+    }
+
+    /// Completes when the worker must not act any more. Looks at the clock whenever it is polled: a process that
+    /// was frozen for a while learns of it before it does anything else.
+    pub(super) async fn lost(&self) {
+        let ended = self.ended.cancelled();
+        pin_mut!(ended);
+        let mut sleep: BoxFuture<'static, ()> = self.executor.sleep(self.remaining());
+        poll_fn(|context| {
+            loop {
+                if !self.holds() || ended.as_mut().poll(context).is_ready() {
+                    return std::task::Poll::Ready(());
+                }
+                if sleep.as_mut().poll(context).is_pending() {
+                    return std::task::Poll::Pending;
+                }
+                sleep = self.executor.sleep(self.remaining());
+            }
+        })
+        .await;
+    }
+
+    fn remaining(&self) -> Duration {
+        self.until().saturating_sub(self.executor.now())
+    }
+}
+
+/// Tasks that end with their owner.
+struct TaskSet {
+    executor: Arc<dyn Executor>,
+    running: Arc<Running>,
+}
+
+#[derive(Default)]
+struct Running {
+    tasks: Mutex<(u64, HashMap<u64, AbortHandle>)>,
+    ended: Notify,
+}
+
+impl TaskSet {
+    fn new(executor: Arc<dyn Executor>) -> Self {
+        Self { executor, running: Arc::default() }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let (task, handle) = abortable(task);
+        let id = {
+            let (next, handles) = &mut *self.running.lock();
+            *next += 1;
+            handles.insert(*next, handle);
+            *next
+        };
+        let running = self.running.clone();
+        self.executor.spawn(Box::pin(async move {
+            // Ends the entry however the task ends: done, aborted, panicked or dropped with its runtime.
+            let _entry = Entry { running, id };
+            let _aborted = task.await;
+        }));
+    }
+
+    fn abort(&self) {
+        for handle in self.running.lock().1.values() {
+            handle.abort();
+        }
+    }
+
+    async fn idle(&self) {
+        loop {
+            let ended = self.running.ended.notified();
+            pin_mut!(ended);
+            ended.as_mut().enable();
+            if self.running.lock().1.is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Drop for TaskSet {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+impl Running {
+    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, AbortHandle>)> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Entry {
+    running: Arc<Running>,
+    id: u64,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.running.lock().1.remove(&self.id);
+        self.running.ended.notify_waiters();
+    }
+}

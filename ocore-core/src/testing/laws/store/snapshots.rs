@@ -1,0 +1,111 @@
+//! Snapshots, and when they may go.
+
+use std::time::Duration;
+
+use super::{
+    Fixture,
+    commits::snapshot,
+    lab::{Lab, fail},
+};
+use crate::{
+    id::DeploymentId,
+    name::EnvironmentName,
+    port::{Finish, SnapshotRecord, SnapshotState, Worker},
+    release::Window,
+    request::Trigger,
+};
+
+/// Lets the lane's next deployment record these snapshots and end.
+async fn take<F: Fixture>(
+    lab: &Lab<F>,
+    lane: &EnvironmentName,
+    worker: &Worker,
+    references: &[&str],
+) -> DeploymentId {
+    let id = lab.manual(lane).await;
+    let claim = lab.claim(worker, &[]).await;
+    let mut commit = fail(worker, &claim, Finish::default());
+    commit.snapshots = references.iter().map(|reference| snapshot(lane, id, reference)).collect();
+    lab.write(&commit).await;
+    id
+}
+
+async fn snapshots<F: Fixture>(lab: &Lab<F>, lane: &EnvironmentName) -> Vec<SnapshotRecord> {
+    lab.store.snapshots(lane).await.expect("snapshots can be read")
+}
+
+async fn retire<F: Fixture>(lab: &Lab<F>, lane: &EnvironmentName, references: &[&str]) -> Vec<String> {
+    let references: Vec<String> = references.iter().copied().map(str::to_owned).collect();
+    let mut retired = lab.store.retire_snapshots(lane, &references).await.expect("snapshots can be retired");
+    retired.sort();
+    retired
+}
+
+/// Snapshots are listed by the age of their deployments, are recorded anew under the same reference, and are
+/// forgotten only after they were retired.
+pub async fn snapshots_are_kept_until_they_are_retired(fixture: impl Fixture) {
+    let (lab, lane) = Lab::with_lane(fixture).await;
+    let other = lab.lane("b").await;
+    let worker = lab.worker().await;
+    let first = take(&lab, &lane, &worker, &["z"]).await;
+    let id = lab.manual(&lane).await;
+    let claim = lab.claim(&worker, &[]).await;
+    let mut commit = fail(&worker, &claim, Finish::default());
+    let mut again = snapshot(&lane, first, "z");
+    again.window = Some(Window::Open(Duration::from_secs(3)));
+    commit.snapshots = vec![snapshot(&lane, id, "a"), again.clone(), snapshot(&lane, id, "b")];
+    lab.write(&commit).await;
+    take(&lab, &other, &worker, &["a"]).await;
+    let mut expected = vec![again, snapshot(&lane, id, "a"), snapshot(&lane, id, "b")];
+    assert_eq!(snapshots(&lab, &lane).await, expected);
+    assert_eq!(retire(&lab, &lane, &["a", "z", "unknown"]).await, ["a", "z"]);
+    assert_eq!(retire(&lab, &lane, &["a"]).await, ["a"], "made again, it answers again");
+    expected[0].state = SnapshotState::Retired;
+    expected[1].state = SnapshotState::Retired;
+    assert_eq!(snapshots(&lab, &lane).await, expected);
+    let all: Vec<String> = ["z", "b"].map(str::to_owned).to_vec();
+    lab.store.forget_snapshots(&lane, &all).await.expect("snapshots can be forgotten");
+    assert_eq!(snapshots(&lab, &lane).await, expected[1..]);
+    assert_eq!(snapshots(&lab, &other).await.len(), 1, "another environment's are another's");
+    assert_eq!(snapshots(&lab, &other).await[0].state, SnapshotState::Kept);
+}
+
+/// A deployment that is not over needs its snapshots.
+pub async fn the_snapshot_of_an_unfinished_deployment_is_not_retired(fixture: impl Fixture) {
+    let (lab, lane) = Lab::with_lane(fixture).await;
+    let worker = lab.worker().await;
+    take(&lab, &lane, &worker, &["old"]).await;
+    let id = lab.manual(&lane).await;
+    let mut claim = lab.claim(&worker, &[]).await;
+    let mut commit = super::lab::go_on(&worker, &claim);
+    commit.snapshots.push(snapshot(&lane, id, "new"));
+    lab.write(&commit).await;
+    claim.deployment = commit.deployment;
+    assert_eq!(retire(&lab, &lane, &["new", "old"]).await, ["old"]);
+    lab.finish(&worker, &claim).await;
+    assert_eq!(retire(&lab, &lane, &["new"]).await, ["new"]);
+}
+
+/// Nothing is retired while the environment needs a person, or while a rollback or a recovery waits or is under
+/// way.
+pub async fn no_snapshot_is_retired_while_one_may_be_needed(fixture: impl Fixture) {
+    let (lab, lane) = Lab::with_lane(fixture).await;
+    let worker = lab.worker().await;
+    let first = take(&lab, &lane, &worker, &["a", "b"]).await;
+    let refused =
+        async |why: &str| assert_eq!(retire(&lab, &lane, &["a"]).await, Vec::<String>::new(), "{why}");
+    lab.enqueue(&lane, Trigger::Rollback { to: first }).await;
+    refused("a rollback waits").await;
+    let claim = lab.claim(&worker, &[]).await;
+    refused("a rollback is under way").await;
+    lab.write(&fail(&worker, &claim, Finish { attention: Some(true), ..Finish::default() })).await;
+    refused("a person is needed").await;
+    let stranded = claim.deployment.id;
+    lab.enqueue(&lane, Trigger::Recovery { of: stranded }).await;
+    refused("a recovery waits").await;
+    let claim = lab.claim(&worker, &[]).await;
+    refused("a recovery is under way").await;
+    lab.write(&fail(&worker, &claim, Finish { attention: Some(false), ..Finish::default() })).await;
+    lab.manual(&lane).await;
+    assert_eq!(retire(&lab, &lane, &["a"]).await, ["a"], "an ordinary deployment needs no old snapshot");
+}

@@ -1,0 +1,74 @@
+//! The environments and what they serve.
+
+use std::sync::Arc;
+
+use super::{State, lanes::Lane};
+use crate::{
+    environment::Environment,
+    id::DeploymentId,
+    name::EnvironmentName,
+    port::{Acknowledged, EnvironmentRecord, LaneQueue, Saved},
+};
+
+impl State {
+    pub(super) fn save_environment(&mut self, environment: &Environment) -> Saved {
+        let wanted = environment.resources();
+        for lane in self.lanes.all().filter(|lane| lane.environment.name() != environment.name()) {
+            let active = lane.queue.active.and_then(|id| self.records.get(&id));
+            let taken = record(lane).resources(active.map(|record| &record.deployment));
+            if let Some(resource) = wanted.intersection(&taken).next() {
+                let environment = lane.environment.name().clone();
+                return Saved::Conflict { resource: resource.clone(), environment };
+            }
+        }
+        let environment = Arc::new(environment.clone());
+        let settings = environment.clone();
+        match self.lanes.change(environment.name(), |lane| lane.environment = settings) {
+            Some(()) => Saved::Updated,
+            None => {
+                self.lanes.create(environment);
+                Saved::Created
+            }
+        }
+    }
+
+    pub(super) fn environment(&self, name: &EnvironmentName) -> Option<EnvironmentRecord> {
+        self.lanes.find(name).map(record)
+    }
+
+    pub(super) fn environments(&self) -> Vec<EnvironmentRecord> {
+        self.lanes.all().map(record).collect()
+    }
+
+    pub(super) fn set_paused(&mut self, name: &EnvironmentName, paused: bool) -> bool {
+        self.lanes.change(name, |lane| lane.queue.paused = paused).is_some()
+    }
+
+    pub(super) fn acknowledge(&mut self, name: &EnvironmentName, stranded: DeploymentId) -> Acknowledged {
+        match self.lanes.find(name) {
+            Some(lane) if waits_for(&lane.queue, stranded) => {
+                self.lanes.change(name, |lane| lane.queue.attention = None);
+                Acknowledged::Done
+            }
+            _ => Acknowledged::NotWaiting,
+        }
+    }
+}
+
+/// Whether the lane needs a person for this deployment, and its recovery neither waits nor is under way.
+pub(super) fn waits_for(queue: &LaneQueue, stranded: DeploymentId) -> bool {
+    let recovered = queue.waiting.iter().any(|(_, recovers)| *recovers == Some(stranded));
+    queue.attention == Some(stranded) && queue.active.is_none() && !recovered
+}
+
+fn record(lane: &Lane) -> EnvironmentRecord {
+    EnvironmentRecord {
+        paused: lane.queue.paused,
+        attention: lane.queue.attention,
+        live: lane.live.clone(),
+        active: lane.queue.active,
+        queued: lane.queue.waiting.len() as u64,
+        fence: lane.fence,
+        ..EnvironmentRecord::new(lane.environment.clone())
+    }
+}

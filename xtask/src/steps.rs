@@ -1,0 +1,141 @@
+//! The steps of `cargo xtask test`, in the order in which they are cheapest to fail.
+
+use std::{
+    env,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::tools;
+
+/// How many random schedules CI runs.
+const SEEDS: &str = "100000";
+
+/// One command, with a name for the headlines.
+pub(crate) struct Step {
+    name: &'static str,
+    arguments: Vec<String>,
+    variables: Vec<(&'static str, &'static str)>,
+}
+
+impl Step {
+    fn new(name: &'static str, arguments: &str) -> Self {
+        let arguments = arguments.split_whitespace().map(str::to_owned).collect();
+        Self { name, arguments, variables: Vec::new() }
+    }
+
+    const fn called(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
+    fn with(mut self, arguments: Vec<String>) -> Self {
+        self.arguments.extend(arguments);
+        self
+    }
+
+    fn variable(mut self, name: &'static str, value: &'static str) -> Self {
+        self.variables.push((name, value));
+        self
+    }
+
+    fn command_line(&self) -> String {
+        let variables = self.variables.iter().map(|(name, value)| format!("{name}={value:?} "));
+        format!("{}cargo {}", variables.collect::<String>(), self.arguments.join(" "))
+    }
+
+    /// Runs the command in the workspace's root.
+    ///
+    /// # Errors
+    /// How it ended, unless it ended well.
+    pub(crate) fn run(&self) -> Result<(), String> {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let root =
+            Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace");
+        let mut command = Command::new(cargo);
+        command.args(&self.arguments).current_dir(root).envs(self.variables.iter().copied());
+        let status = command.status().map_err(|error| format!("cannot run cargo: {error}"))?;
+        if status.success() { Ok(()) } else { Err(format!("`{}` ended with {status}", self.command_line())) }
+    }
+}
+
+/// Everything that CI runs.
+///
+/// # Errors
+/// What is missing, or which step failed.
+pub(crate) fn test() -> Result<(), String> {
+    tools::check()?;
+    let steps = all(tools::has_nextest());
+    let (begun, count) = (Instant::now(), steps.len());
+    for (n, step) in (1..).zip(&steps) {
+        eprintln!("\n━━ {n}/{count} {}: {}", step.name, step.command_line());
+        let step_begun = Instant::now();
+        step.run().map_err(|reason| {
+            let took = seconds(begun.elapsed());
+            format!("FAILED at step {n} of {count} ({}) after {took}: {reason}", step.name)
+        })?;
+        eprintln!("━━ {n}/{count} {}: passed in {}", step.name, seconds(step_begun.elapsed()));
+    }
+    eprintln!("\nxtask: all {count} steps PASSED in {}", seconds(begun.elapsed()));
+    Ok(())
+}
+
+fn all(has_nextest: bool) -> Vec<Step> {
+    let tests = if has_nextest {
+        Step::new("tests", "nextest run --workspace --all-features")
+    } else {
+        Step::new("tests", "test --workspace --all-features --lib --bins --tests --examples")
+    };
+    vec![
+        Step::new("format", "fmt --all --check"),
+        Step::new("lints", "clippy --workspace --all-targets --all-features -- -D warnings"),
+        Step::new("docs", "doc --workspace --no-deps --all-features").variable("RUSTDOCFLAGS", "-D warnings"),
+        tests,
+        Step::new("doc tests", "test --doc --workspace --all-features"),
+        simulate(Vec::new()).called("simulation, every single fault"),
+        simulate(vec!["--seeds".to_owned(), SEEDS.to_owned()]).called("simulation, random schedules"),
+        Step::new("quickstart", "run --release --example quickstart"),
+    ]
+}
+
+/// The simulated world; without options every single fault of every scenario.
+pub(crate) fn simulate(options: Vec<String>) -> Step {
+    Step::new("simulation", "run --quiet --profile sim -p ocore-tests --bin simulate --").with(options)
+}
+
+/// The benches.
+pub(crate) fn bench(arguments: Vec<String>) -> Step {
+    Step::new("benches", "bench -p ocore-benches").with(arguments)
+}
+
+fn seconds(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 0..60 => format!("{seconds} s"),
+        seconds => format!("{} min {} s", seconds / 60, seconds % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{all, simulate};
+
+    #[test]
+    fn tests_run_with_and_without_nextest() {
+        let line = |has_nextest| all(has_nextest)[3].command_line();
+        assert_eq!(line(true), "cargo nextest run --workspace --all-features");
+        assert!(line(false).starts_with("cargo test --workspace"), "{}", line(false));
+    }
+
+    #[test]
+    fn options_reach_the_simulation() {
+        let step = simulate(vec!["--seeds".into(), "7".into()]);
+        assert!(step.command_line().ends_with("--bin simulate -- --seeds 7"), "{}", step.command_line());
+    }
+
+    #[test]
+    fn a_step_that_fails_says_which() {
+        let error = super::Step::new("nothing", "no-such-command-of-cargo").run().unwrap_err();
+        assert!(error.contains("`cargo no-such-command-of-cargo` ended with"), "{error}");
+    }
+}

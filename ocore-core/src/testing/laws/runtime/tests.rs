@@ -139,7 +139,8 @@ impl Runtime for Fake {
         if self.bug != Bug::SwallowsOutput {
             context.output(Stream::Stdout, WORDS);
         }
-        while release.image.reference == "UpdatesForEver" {
+        let for_ever = release.image.reference == "UpdatesForEver";
+        while for_ever {
             if context.is_cancelled() {
                 let mut updating = updating;
                 updating.leaves = self.bug == Bug::LeavesCancelledUpdates;

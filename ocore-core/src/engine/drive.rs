@@ -343,9 +343,9 @@ impl Driver {
             let hand_over = (self.crew.phase() >= Phase::HandingOver).then_some(Duration::ZERO);
             return match decision.after.or(hand_over) {
                 Some(after) => Next::Release { after },
-                None => Next::Continue {
-                    fresh_fence: decision.fresh_fence && !planted!(SameFenceAfterTimeout),
-                },
+                None => {
+                    Next::Continue { fresh_fence: decision.fresh_fence && !planted!(SameFenceAfterTimeout) }
+                }
             };
         };
         let recovery = matches!(self.deployment.request.trigger, Trigger::Recovery { .. });

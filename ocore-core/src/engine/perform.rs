@@ -255,7 +255,11 @@ async fn windows(state: &Stop, caller: &Caller) -> BTreeMap<InstanceName, Window
             let context = caller.context(job).for_instance(name);
             let changed = caller.shared.snapshotter.changed_since(&context, instance, snapshot);
             let changed = caller.answer(&context, deadline, changed).await.unwrap_or(true);
-            Ok(if changed && !planted!(WindowAlwaysEmpty) { Window::Open(between(snapshot.taken_at, now)) } else { Window::Empty })
+            Ok(if changed && !planted!(WindowAlwaysEmpty) {
+                Window::Open(between(snapshot.taken_at, now))
+            } else {
+                Window::Empty
+            })
         }))
     });
     caller.each(job, work.collect()).await.0

@@ -16,7 +16,7 @@ struct RealTime {
 
 impl RealTime {
     fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+        Self { directory: tempfile::tempdir().expect("a directory can be made") }
     }
 }
 
@@ -24,7 +24,8 @@ impl RealTime {
 impl Fixture for RealTime {
     async fn client(&self) -> Arc<dyn Store> {
         let path = self.directory.path().join("store.sqlite");
-        Arc::new(SqliteStore::open_with(path, Durability::Relaxed).await.unwrap())
+        let store = SqliteStore::open_with(path, Durability::Relaxed).await;
+        Arc::new(store.expect("the file can be opened"))
     }
 
     async fn pass(&self, duration: Duration) {
@@ -66,9 +67,9 @@ async fn a_file_that_is_no_database_is_left_alone() {
 async fn execute(path: &Path, statements: &'static str) {
     use sqlx::ConnectOptions;
     let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path).create_if_missing(true);
-    let mut db = options.connect().await.unwrap();
-    sqlx::raw_sql(statements).execute(&mut db).await.unwrap();
-    sqlx::Connection::close(db).await.unwrap();
+    let mut db = options.connect().await.expect("the file can be opened");
+    sqlx::raw_sql(statements).execute(&mut db).await.expect("the statements are valid");
+    sqlx::Connection::close(db).await.expect("the file can be closed");
 }
 
 #[tokio::test]

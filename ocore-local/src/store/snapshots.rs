@@ -76,8 +76,10 @@ pub(super) async fn retire(
 ) -> sqlx::Result<Vec<String>> {
     let Some(lane) = Lane::find(db, &environment).await? else { return Ok(Vec::new()) };
     let pinned = sqlx::query_scalar::<_, i64>(
-        "SELECT count(*) FROM deployments
-         WHERE environment = ?1 AND phase IN ('waiting', 'active') AND trigger_kind IN ('rollback', 'recovery')",
+        "SELECT (SELECT count(*) FROM deployments
+                 WHERE environment = ?1 AND phase = 'waiting' AND trigger_kind IN ('rollback', 'recovery'))
+              + (SELECT count(*) FROM deployments
+                 WHERE environment = ?1 AND phase = 'active' AND trigger_kind IN ('rollback', 'recovery'))",
     );
     let pinned = pinned.bind(environment.as_str()).fetch_one(&mut *db).await?;
     if lane.attention.is_some() || pinned > 0 {

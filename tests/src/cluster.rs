@@ -65,6 +65,10 @@ pub struct Outcome {
     pub worker_polls: Vec<u64>,
     /// How often all tasks were polled until the script was done.
     pub polls: u64,
+    /// How often all tasks were polled in all.
+    pub polls_in_all: u64,
+    /// How much virtual time passed.
+    pub virtual_time: Duration,
     /// What happened, and how often.
     pub marks: BTreeMap<&'static str, u64>,
     /// What happened, in order.
@@ -130,9 +134,8 @@ pub fn run(plan: &Plan) -> Outcome {
     if hits.keys().any(|(_, fault)| matches!(fault, Fault::Late | Fault::LostThenLate)) {
         sim.run_until(sim.now() + LATE_MAX, || false);
     }
-    let thorough = plan.seed.is_multiple_of(8);
-    verdict::check(&cluster.journal, &cluster.store, thorough);
-    if thorough {
+    verdict::check(&cluster.journal, &cluster.store, plan.is_thorough());
+    if plan.is_thorough() {
         cluster.check_that_recovery_changes_nothing(&sim);
     }
     let accepted = cluster.journal.lock();
@@ -142,6 +145,8 @@ pub fn run(plan: &Plan) -> Outcome {
         hits,
         worker_polls,
         polls,
+        polls_in_all: sim.polls(),
+        virtual_time: sim.now(),
         marks: accepted.marks.clone(),
         trace: sim.trace(),
     }
@@ -157,7 +162,9 @@ impl Cluster {
         let instances = environment.instances().iter().map(|instance| instance.name.clone()).collect();
         let name = environment.name().clone();
         let journal = Arc::new(Journal::new(world.clone(), clock.clone(), name, instances, timing()));
-        world.leak(Secret::new(CANARY));
+        if plan.is_thorough() {
+            world.leak(Secret::new(CANARY));
+        }
         let faults = Faults::in_sim(clock.clone());
         faults.draw(plan.seed ^ 0x5eed, plan.odds);
         for (call, fault) in &plan.faults {

@@ -22,6 +22,7 @@ use ocore_core::{
         sim::SimExecutor,
     },
 };
+use tokio::sync::Notify;
 
 /// More commits than any deployment can need: attempts are limited.
 const COMMITS_MAX: u32 = 120;
@@ -76,6 +77,8 @@ pub struct Journal {
     environment: EnvironmentName,
     instances: Vec<InstanceName>,
     timing: Timing,
+    /// There may be work for somebody, or a cancel.
+    pub(crate) changed: Notify,
 }
 
 impl std::fmt::Debug for Journal {
@@ -92,7 +95,15 @@ impl Journal {
         instances: Vec<InstanceName>,
         timing: Timing,
     ) -> Self {
-        Self { accepted: Mutex::default(), world, clock, environment, instances, timing }
+        Self {
+            accepted: Mutex::default(),
+            world,
+            clock,
+            environment,
+            instances,
+            timing,
+            changed: Notify::new(),
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Accepted> {
@@ -147,6 +158,7 @@ impl Journal {
             Enqueued::Existing(_) => return accepted.mark("accepted before"),
             _ => return,
         };
+        self.changed.notify_waiters();
         accepted.entries += 1;
         if let Some(key) = record.request.key.clone()
             && accepted.keys.insert(key.clone(), record.id).is_some()
@@ -186,6 +198,7 @@ impl Journal {
             }
             CancelAnswer::Requested => {
                 accepted.mark("cancel requested");
+                self.changed.notify_waiters();
                 if let Some(track) = accepted.tracks.get_mut(&id) {
                     track.cancel = true;
                 }
@@ -233,6 +246,9 @@ impl Journal {
         if let Some(outcome) = record.outcome() {
             self.finish(&mut accepted, &record, outcome);
         }
+        if !matches!(answer, Committed::Continued { .. }) {
+            self.changed.notify_waiters();
+        }
         match answer {
             Committed::Continued { fence, .. } => accepted.raise_fence(*fence),
             Committed::Finished { successor: Some(claim) } => {
@@ -255,8 +271,9 @@ impl Journal {
         for instance in &self.instances {
             let reference = deployment.snapshots.get(instance).map(|snapshot| snapshot.reference.as_str());
             let held = reference.and_then(|reference| self.world.snapshot(reference));
+            let half_written = matches!(&held, Some(Some(data)) if data.half_written);
             let good = held.map(|data| data.map_or(Vec::new(), |data| data.schema));
-            if good.as_ref() != Some(&expected) {
+            if half_written || good.as_ref() != Some(&expected) {
                 let what =
                     format!("I12: {} goes on without a snapshot of {instance} as it was", deployment.id);
                 accepted.blame(format!("{what}: {good:?}, not {expected:?}"));

@@ -26,6 +26,12 @@ pub struct Summary {
     pub schedules: u64,
     /// How long that took.
     pub elapsed: Duration,
+    /// How often all tasks were polled.
+    pub polls: u64,
+    /// How many calls were made.
+    pub calls: u64,
+    /// How much virtual time passed.
+    pub virtual_time: Duration,
     /// Those that went wrong, the first ones only: the plan and its violations.
     pub failures: Vec<(Plan, Vec<String>)>,
     /// What happened, and how often, in all of them.
@@ -43,6 +49,9 @@ impl Summary {
 
     fn add(&mut self, plan: &Plan, outcome: Outcome) {
         self.schedules += 1;
+        self.polls += outcome.polls_in_all;
+        self.calls += outcome.calls.len() as u64;
+        self.virtual_time += outcome.virtual_time;
         for (mark, count) in outcome.marks {
             *self.marks.entry(mark).or_default() += count;
         }
@@ -56,6 +65,9 @@ impl Summary {
 
     fn merge(&mut self, other: Self) {
         self.schedules += other.schedules;
+        self.polls += other.polls;
+        self.calls += other.calls;
+        self.virtual_time += other.virtual_time;
         self.failures.extend(other.failures);
         for (mark, count) in other.marks {
             *self.marks.entry(mark).or_default() += count;

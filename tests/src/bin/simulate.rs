@@ -134,6 +134,8 @@ fn report(summary: &Summary, coverage: bool) -> ExitCode {
         }
         say(&format!("  replay: {}", plan.command()));
     }
+    let hours = summary.virtual_time.as_secs() / 3600;
+    say(&format!("{} calls, {} polls, {hours} hours of virtual time", summary.calls, summary.polls));
     let (seconds, rate) = (summary.elapsed.as_secs_f64(), summary.rate());
     let failed = summary.failures.len();
     say(&format!(

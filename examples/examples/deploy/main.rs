@@ -51,7 +51,9 @@ fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> Result<u8> {
     let Arguments { place, deploy, command } = arguments;
     if command.is_some() && deploy != Deploy::default() {
-        return Err("what says how to deploy does not belong to a subcommand; only --state and --name do".into());
+        return Err(
+            "what says how to deploy does not belong to a subcommand; only --state and --name do".into()
+        );
     }
     let home = Home::open(&place, command.is_none()).await?;
     let ended = match command {

@@ -379,7 +379,8 @@ async fn a_process_that_has_got_the_number_of_another_is_left_alone() {
     let started = fixture.start(&caller, "exec sleep 1000").await;
     let text = fs::read_to_string(fixture.record()).unwrap();
     let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let mut other = Command::new("sleep").arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut other =
+        Command::new("sleep").arg("1000").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     for name in ["process", "log_keeper"] {
         record[name]["pid"] = other.id().into();
         // The clock of the kernel's records has steps of 10 milliseconds: both may have been started in one.

@@ -59,7 +59,9 @@ impl Location {
         if text.is_empty() || text.len() > 2000 {
             return Err(refused("it is empty or longer than 2000 bytes"));
         }
-        if text.chars().any(|c| c.is_control() || c.is_whitespace()) {
+        // A directory's name may have a space; nothing in a URL does.
+        let allowed = |c: char| c == ' ' && text.starts_with('/');
+        if text.chars().any(|c| c.is_control() || c.is_whitespace() && !allowed(c)) {
             return Err(refused("it has a space or a control character"));
         }
         if text.starts_with('-') {

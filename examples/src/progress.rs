@@ -100,7 +100,9 @@ impl Screen {
         if self.step.is_some_and(|(present, _)| present == step) {
             return;
         }
-        self.leave(at, "✓", "done");
+        // Only what was begun is withdrawn: before another attempt, where no undo was told of.
+        let (mark, word) = if step == Step::Withdraw { ("✗", "broken off") } else { ("✓", "done") };
+        self.leave(at, mark, word);
         self.step = Some((step, at));
         self.bar.set_style(ProgressStyle::default_spinner());
         self.bar.set_message(step.to_string());

@@ -10,8 +10,8 @@ use ocore_core::{
 
 /// What an environment shows to its repository's host.
 ///
-/// It is handed to libgit2 in memory when the host asks for it; it is never in a URL, in an argument list, in a
-/// file or in a log. An ssh agent is never asked.
+/// A token goes into the encrypted request itself; a key is handed to libgit2 in memory when the host asks for it.
+/// They are never in a URL, in an argument list, in a file or in a log. An ssh agent is never asked.
 #[derive(Clone)]
 pub struct Credentials(pub(crate) Kind);
 

@@ -7,8 +7,8 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use git2::{
-    AutotagOption, CertificateCheckStatus, Cred, CredentialType, FetchOptions, FetchPrune, ProxyOptions,
-    RemoteCallbacks, RemoteRedirect, RemoteUpdateFlags, Repository, cert::Cert,
+    AutotagOption, CertificateCheckStatus, Cred, CredentialType, FetchOptions, FetchPrune, RemoteCallbacks,
+    RemoteRedirect, RemoteUpdateFlags, Repository, cert::Cert,
 };
 use ocore_core::{
     event::{Progress, Unit},
@@ -17,7 +17,7 @@ use ocore_core::{
 
 use crate::{
     credentials::{Credentials, Kind},
-    failure::{Fault, of_fetch},
+    failure::{Fault, check_local, of_fetch},
     location::{Location, Remote},
     policy::{Limits, Protocol},
     stop::Stop,
@@ -33,8 +33,6 @@ pub(crate) struct Download {
     /// The gate's port, for a location on a host.
     pub(crate) port: Option<u16>,
     pub(crate) credentials: Option<Credentials>,
-    /// The certificates to accept from the host, instead of what the system trusts.
-    pub(crate) certificates: Option<Vec<Vec<u8>>>,
     pub(crate) limits: Limits,
     pub(crate) context: Context,
 }
@@ -42,6 +40,9 @@ pub(crate) struct Download {
 impl Download {
     /// Fetches all branches and tags into the mirror, and removes those that are gone.
     pub(crate) fn run(&self, repository: &Repository, stop: &Stop) -> Result<(), Fault> {
+        if let Location::Local(path) = &self.location {
+            check_local(path)?;
+        }
         let calls = Calls { download: self, stop, asked: Cell::new(false), reason: RefCell::new(None) };
         let result = self.fetch(repository, &calls);
         stop.check()?;
@@ -57,11 +58,6 @@ impl Download {
         let mut options = FetchOptions::new();
         options.prune(FetchPrune::Off).download_tags(AutotagOption::None).update_fetchhead(false);
         options.follow_redirects(RemoteRedirect::None).remote_callbacks(calls.callbacks());
-        let mut proxy = ProxyOptions::new();
-        if let (Some(port), Some(Protocol::Https | Protocol::Http)) = (self.port, self.protocol()) {
-            proxy.url(&format!("http://127.0.0.1:{port}"));
-        }
-        options.proxy_options(proxy);
         remote.download(&REFSPECS, Some(&mut options))?;
         calls.check_references(remote.list()?.len())?;
         // First what is gone: a branch `a` must make room for a branch `a/b`.
@@ -70,20 +66,16 @@ impl Download {
         remote.disconnect()
     }
 
-    const fn protocol(&self) -> Option<Protocol> {
-        match &self.location {
-            Location::Remote(remote) => Some(remote.protocol),
-            Location::Local(_) => None,
-        }
-    }
-
     fn url(&self) -> String {
         match (&self.location, self.port) {
             (Location::Remote(remote @ Remote { protocol: Protocol::Ssh, .. }), Some(port)) => {
                 let given = self.credentials.as_ref().and_then(Credentials::ssh_user);
                 remote.ssh_url(remote.user.as_deref().or(given).unwrap_or("git"), port)
             }
-            (Location::Remote(remote), _) => remote.http_url(),
+            // The gate speaks http to this machine, and https to the host.
+            (Location::Remote(remote), port) => {
+                format!("http://127.0.0.1:{}{}", port.unwrap_or(0), remote.path)
+            }
             (Location::Local(path), _) => path.to_string_lossy().into_owned(),
         }
     }
@@ -162,31 +154,17 @@ impl Calls<'_> {
         if self.asked.replace(true) {
             return Err(self.refused("the host does not accept the environment's credentials"));
         }
-        if self.download.protocol() == Some(Protocol::Http) {
-            return Err(self.refused(
-                "the host asks for credentials, and they are never sent over http; use https or ssh",
-            ));
+        // For http and https the gate has the credentials, and ends an answer that asks for others.
+        let Some(Kind::SshKey { user: own, private_key, passphrase, .. }) =
+            self.download.credentials.as_ref().map(|credentials| &credentials.0)
+        else {
+            return Err(self.refused("the host asks for credentials that are not given for this repository"));
+        };
+        if !allowed.intersects(CredentialType::SSH_MEMORY | CredentialType::SSH_KEY) {
+            return Err(self.refused("an ssh key is given, and the host does not accept keys"));
         }
-        let Some(credentials) = &self.download.credentials else {
-            return Err(self.refused("the host asks for credentials, and none are given for this repository"));
-        };
-        let made = match &credentials.0 {
-            Kind::Token { user, token } if allowed.contains(CredentialType::USER_PASS_PLAINTEXT) => {
-                Cred::userpass_plaintext(user, token.expose())
-            }
-            Kind::SshKey { user: own, private_key, passphrase, .. }
-                if allowed.intersects(CredentialType::SSH_MEMORY | CredentialType::SSH_KEY) =>
-            {
-                let passphrase = passphrase.as_ref().map(|passphrase| passphrase.expose());
-                Cred::ssh_key_from_memory(user.unwrap_or(own), None, private_key.expose(), passphrase)
-            }
-            Kind::Token { .. } => {
-                return Err(self.refused("a token is given, and the host asks for an ssh key"));
-            }
-            Kind::SshKey { .. } => {
-                return Err(self.refused("an ssh key is given, and the host asks for a token"));
-            }
-        };
+        let passphrase = passphrase.as_ref().map(|passphrase| passphrase.expose());
+        let made = Cred::ssh_key_from_memory(user.unwrap_or(own), None, private_key.expose(), passphrase);
         // The cause is not shown: it is about the secret.
         made.map_err(|_| self.refused("the credentials have a character that they must not have"))
     }
@@ -197,25 +175,17 @@ impl Calls<'_> {
             let location = &self.download.location;
             Error::permanent(format!("fetch {location}: the host is not the one that is trusted: {what}"))
         };
-        if let Some(key) = certificate.as_hostkey() {
-            let known = self.download.credentials.as_ref().map_or(&[][..], Credentials::host_keys);
-            if key.hostkey().is_some_and(|key| known.iter().any(|known| known.0 == key)) {
-                return Ok(CertificateCheckStatus::CertificateOk);
-            }
-            let kind = key.hostkey_type().map_or("unknown", |kind| kind.name());
-            let print = key.hash_sha256().map_or_else(String::new, |hash| STANDARD_NO_PAD.encode(hash));
-            return Err(refused(format!(
-                "its {kind} key SHA256:{print} is none of those given with the ssh key; if it is right, add it"
-            )));
-        }
-        let Some(trusted) = &self.download.certificates else {
-            return Ok(CertificateCheckStatus::CertificatePassthrough);
+        let Some(key) = certificate.as_hostkey() else {
+            return Err(refused("it shows no ssh key".to_owned()));
         };
-        match certificate.as_x509() {
-            Some(shown) if trusted.iter().any(|trusted| trusted == shown.data()) => {
-                Ok(CertificateCheckStatus::CertificateOk)
-            }
-            _ => Err(refused("its certificate is none of those given for it".to_owned())),
+        let known = self.download.credentials.as_ref().map_or(&[][..], Credentials::host_keys);
+        if key.hostkey().is_some_and(|key| known.iter().any(|known| known.0 == key)) {
+            return Ok(CertificateCheckStatus::CertificateOk);
         }
+        let kind = key.hostkey_type().map_or("unknown", |kind| kind.name());
+        let print = key.hash_sha256().map_or_else(String::new, |hash| STANDARD_NO_PAD.encode(hash));
+        Err(refused(format!(
+            "its {kind} key SHA256:{print} is none of those given with the ssh key; if it is right, add it"
+        )))
     }
 }

@@ -1,9 +1,9 @@
 //! What an error of libgit2 means.
 
-use std::{fmt, io};
+use std::{fmt, io, path::Path};
 
-use git2::{ErrorClass, ErrorCode};
-use ocore_core::port::{Classify, Error, ErrorKind};
+use git2::{ErrorClass, ErrorCode, Repository, RepositoryOpenFlags};
+use ocore_core::port::{Classify, Error, ErrorKind, Result};
 
 use crate::location::Location;
 
@@ -42,11 +42,26 @@ fn classified(
     doing: impl Into<String>,
 ) -> Error {
     let (result, doing) = (Err::<std::convert::Infallible, _>(error), doing.into());
-    let result = if kind == ErrorKind::Transient { result.transient(doing) } else { result.permanent(doing) };
+    let result: Result<_> =
+        if kind == ErrorKind::Transient { result.transient(doing) } else { result.permanent(doing) };
     match result {
         Err(error) => error,
         Ok(never) => match never {},
     }
+}
+
+/// Why a directory of this machine is no repository to fetch from, if it is none.
+pub(crate) fn check_local(path: &Path) -> Result<()> {
+    let doing = |reason: &str| format!("fetch {}: {reason}", path.display());
+    if !path.is_dir() {
+        return Err(Error::permanent(doing("no such directory")));
+    }
+    let opened = Repository::open_ext(path, RepositoryOpenFlags::NO_SEARCH, &[] as &[&Path]);
+    opened.map(drop).map_err(|error| match error.code() {
+        ErrorCode::Owner => permanent(error, doing("the directory belongs to another user")),
+        ErrorCode::NotFound => permanent(error, doing("the directory is not a git repository")),
+        _ => permanent(error, doing("the repository cannot be opened")),
+    })
 }
 
 /// Classifies an error of a fetch.
@@ -54,16 +69,6 @@ pub(crate) fn of_fetch(error: git2::Error, location: &Location) -> Fault {
     let doing = format!("fetch {location}");
     if is_disk_full(error.message()) {
         return full_disk(error, &doing).into();
-    }
-    if let Location::Local(path) = location
-        && matches!(error.code(), ErrorCode::NotFound | ErrorCode::Owner)
-    {
-        let reason = match (error.code(), path.exists()) {
-            (ErrorCode::Owner, _) => "the directory belongs to another user",
-            (_, true) => "the directory is not a git repository",
-            (_, false) => "no such directory",
-        };
-        return permanent(error, format!("{doing}: {reason}")).into();
     }
     if error.code() == ErrorCode::Certificate {
         return permanent(error, format!("{doing}: the host's certificate is not valid")).into();

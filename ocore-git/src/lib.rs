@@ -4,8 +4,9 @@
 //! one commit. What it may do is its [`SourcePolicy`]; what it shows to hosts are [`Credentials`].
 //!
 //! * The network: libgit2 never connects by itself. It talks to a port of this machine that leads to the one host,
-//!   at the addresses that were looked up and checked once. Time limits, size limits and cancellation act there, so
-//!   they act while libgit2 waits. A proxy from the host's environment (`https_proxy`) is not used.
+//!   at the addresses that were looked up and checked once, with this crate's own TLS and credentials. Time limits,
+//!   size limits and cancellation act there, so they act while libgit2 waits. Redirects are not followed. A proxy
+//!   from the host's environment (`https_proxy`) is not used.
 //! * Repositories: nothing that they bring is run or obeyed. Trees are written by this crate's own code, which
 //!   refuses what leaves the tree and what some file system takes for `.git`.
 //! * Memory: libgit2 unpacks an object into memory when it arrives. What arrives is limited
@@ -26,6 +27,7 @@ mod policy;
 mod resolve;
 mod source;
 mod stop;
+mod tls;
 mod tree;
 
 pub use self::{

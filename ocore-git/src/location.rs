@@ -157,14 +157,9 @@ impl fmt::Display for Remote {
 
 impl Remote {
     /// Host and, where it is not the usual one, port.
-    fn authority(&self) -> String {
+    pub(crate) fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         if self.port == self.protocol.port() { host } else { format!("{host}:{}", self.port) }
-    }
-
-    /// The URL for libgit2, for https and http. Without the user: credentials come by callback only.
-    pub(crate) fn http_url(&self) -> String {
-        format!("{}://{}{}", self.protocol.as_str(), self.authority(), self.path)
     }
 
     /// The URL for libgit2, for ssh, through a port of this machine that leads to the host.

@@ -79,7 +79,8 @@ impl Mirror {
     /// The mirror, made if it is not there, without what a killed fetch left behind.
     pub(crate) fn open_or_make(&self, _lock: &Lock) -> Result<Repository, Fault> {
         if let Some(repository) = self.open()? {
-            sweep(&self.path).map_err(|error| of_file(error, "tidy the mirror"))?;
+            let damage = |error| Fault { error: of_file(error, "tidy the mirror"), damaged: true };
+            sweep(&self.path).map_err(damage)?;
             return Ok(repository);
         }
         let mut options = RepositoryInitOptions::new();

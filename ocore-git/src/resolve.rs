@@ -20,8 +20,13 @@ pub(crate) fn find(
         Error::permanent(format!("find {revision} in {location}: no such {}{hint}", kind(revision))).into()
     };
     let id = match revision {
-        Revision::Commit(sha) => find_commit(repository, sha)?
-            .ok_or_else(|| missing("; no branch or tag leads to it, or it was replaced by a forced push"))?,
+        Revision::Commit(sha) => match find_commit(repository, sha)? {
+            Some(id) => id,
+            None => {
+                check_heads(repository)?;
+                return Err(missing("; no branch or tag leads to it, or it was replaced by a forced push"));
+            }
+        },
         Revision::Branch(name) => find_reference(repository, "heads", name)?.ok_or_else(|| missing(""))?,
         Revision::Tag(name) => find_reference(repository, "tags", name)?.ok_or_else(|| missing(""))?,
         _ => {
@@ -88,6 +93,20 @@ fn find_commit(repository: &Repository, sha: &str) -> Result<Option<Oid>, Fault>
         Err(error) if error.code() == ErrorCode::Ambiguous => only_commit(repository, sha),
         Err(error) => Err(damage(error)),
     }
+}
+
+/// What the branches and tags lead to is here; otherwise the mirror is damaged, and says nothing about a commit.
+fn check_heads(repository: &Repository) -> Result<(), Fault> {
+    let check = || {
+        let objects = repository.odb()?;
+        for reference in repository.references()? {
+            if let Some(id) = reference?.target() {
+                objects.read_header(id)?;
+            }
+        }
+        Ok(())
+    };
+    check().map_err(|error| Fault::damage(error, "look for what the branches lead to"))
 }
 
 fn is_commit(repository: &Repository, id: Oid) -> Result<bool, Fault> {

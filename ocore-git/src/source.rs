@@ -23,7 +23,7 @@ use crate::{
     credentials::{Credentials, HostKey, Kind},
     download::Download,
     failure::{Fault, of_file},
-    gate::Gate,
+    gate::{Gate, Passage},
     location::{Location, Remote},
     mirror::{Lock, Mirror, remove_directory},
     policy::{Protocol, SourcePolicy, Submodules},
@@ -179,7 +179,6 @@ impl GitSource {
             location: target.location.clone(),
             port: gate.as_ref().map(Gate::port),
             credentials: target.credentials.clone(),
-            certificates: self.certificates(&target.location),
             limits: self.policy.limits.clone(),
             context: context.clone(),
         };
@@ -205,15 +204,14 @@ impl GitSource {
             addresses = resolve(&remote.host, remote.port, &self.policy) => addresses?,
             error = stop.stopped() => return Err(error),
         };
-        let limits = self.policy.limits.clone();
-        Gate::open(remote.clone(), addresses, limits, stop.clone()).await.map(Some)
-    }
-
-    fn certificates(&self, location: &Location) -> Option<Vec<Vec<u8>>> {
-        match location {
-            Location::Remote(remote) => self.policy.certificates.get(&remote.host).cloned(),
-            Location::Local(_) => None,
-        }
+        let passage = Passage {
+            remote: remote.clone(),
+            addresses,
+            credentials: target.credentials.clone(),
+            certificates: self.policy.certificates.get(&remote.host).cloned(),
+            limits: self.policy.limits.clone(),
+        };
+        Gate::open(passage, stop.clone()).await.map(Some)
     }
 
     /// Writes one repository's tree; a commit that is not here is fetched, a damaged mirror is made anew.

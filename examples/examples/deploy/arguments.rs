@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 /// one, migrates the data in $DATA_DIR. Exit codes: 0 it runs; 1 it failed, or was undone or cancelled; 2 the request
 /// was refused; 130 after Ctrl-C.
 #[derive(Debug, Parser)]
-#[command(name = "deploy", args_conflicts_with_subcommands = true, max_term_width = 100)]
+#[command(name = "deploy", version, max_term_width = 100)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) place: Place,
@@ -28,7 +28,7 @@ pub(crate) struct Place {
     pub(crate) name: String,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, PartialEq, Eq, Args)]
 pub(crate) struct Deploy {
     /// The repository: a path, or a URL (https, ssh). Remembered for later calls. A token for https is read from
     /// the variable OCORE_GIT_TOKEN

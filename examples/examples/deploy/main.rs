@@ -19,7 +19,7 @@ use ocore_core::{deployment::Deployment, machine::Status};
 use ocore_examples::{Result, progress::say, sample_app, work::Ended};
 
 use crate::{
-    arguments::{Arguments, Command},
+    arguments::{Arguments, Command, Deploy},
     home::Home,
 };
 
@@ -50,6 +50,11 @@ fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> Result<u8> {
     let Arguments { place, deploy, command } = arguments;
+    if command.is_some() && deploy != Deploy::default() {
+        return Err(
+            "what says how to deploy does not belong to a subcommand; only --state and --name do".into()
+        );
+    }
     let home = Home::open(&place, command.is_none()).await?;
     let ended = match command {
         None => commands::deploy(&home, &deploy).await?,

@@ -355,17 +355,26 @@ async fn healthy(caller: &Caller, job: &Job, instance: &Instance, started: &Star
     let executor = &caller.shared.executor;
     let began = executor.now();
     let mut watch = HealthWatch::default();
+    let mut answer = Vec::new();
     loop {
         still_up(caller, job, instance, started).await?;
         let context = caller.context(job).for_instance(&instance.name);
         let left = policy.deadline.saturating_sub(executor.now() - began);
         let timeout = policy.check_timeout.min(left.max(Duration::from_millis(1)));
         let check = caller.shared.probe.check(&context, instance, started);
-        let (passed, answer) = match caller.answer(&context, timeout, check).await {
-            Ok(Check::Passed) => (true, Vec::new()),
-            Ok(Check::Failed { reason, body }) => (false, std::iter::once(reason).chain(body).collect()),
+        let passed = match caller.answer(&context, timeout, check).await {
+            Ok(Check::Passed) => true,
+            Ok(Check::Failed { reason, body }) => {
+                answer = std::iter::once(reason).chain(body).collect();
+                false
+            }
             Err(failure) if failure.class == FailureClass::Permanent => return Err(failure),
-            Err(failure) => (false, vec![failure.message]),
+            // A check that the deadline has cut short says less than the answer before it.
+            Err(_) if timeout < policy.check_timeout && !answer.is_empty() => false,
+            Err(failure) => {
+                answer = vec![failure.message];
+                false
+            }
         };
         match watch.observe(passed, executor.now() - began, policy) {
             Verdict::Healthy => return Ok(()),

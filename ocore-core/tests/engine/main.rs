@@ -1,4 +1,5 @@
 //! The engine as its users see it, over the fakes and the in-memory store.
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 mod cancel;
 mod deploy;

@@ -9,7 +9,7 @@ use ocore_core::{
     event::{Event, EventKind},
     executor::TokioExecutor,
     id::DeploymentId,
-    machine::{Status, Step},
+    machine::Step,
     name::{EnvironmentName, InstanceName},
     request::DeployRequest,
     testing::{
@@ -19,10 +19,10 @@ use ocore_core::{
 };
 use tokio::{sync::oneshot, task::JoinHandle};
 
-pub struct Stage {
-    pub world: World,
-    pub store: MemoryStore,
-    pub engine: Engine,
+pub(crate) struct Stage {
+    pub(crate) world: World,
+    pub(crate) store: MemoryStore,
+    pub(crate) engine: Engine,
     worker: Option<Worker>,
 }
 
@@ -31,27 +31,30 @@ struct Worker {
     task: JoinHandle<Result<(), EngineError>>,
 }
 
-pub fn shop() -> EnvironmentSpec {
+pub(crate) fn shop() -> EnvironmentSpec {
     EnvironmentSpec::new("shop", "https://git.example.org/shop.git")
         .instance(InstanceSpec::new("web").port(8069))
         .policy(|policy| policy.health.deadline = Duration::from_secs(20))
 }
 
-pub fn name() -> EnvironmentName {
+pub(crate) fn name() -> EnvironmentName {
     EnvironmentName::new("shop").unwrap()
 }
 
-pub fn web() -> InstanceName {
+pub(crate) fn web() -> InstanceName {
     InstanceName::new("web").unwrap()
 }
 
 impl Stage {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::with(shop(), |builder| builder).await
     }
 
     /// Without a worker so far.
-    pub async fn with(spec: EnvironmentSpec, change: impl FnOnce(EngineBuilder) -> EngineBuilder) -> Self {
+    pub(crate) async fn with(
+        spec: EnvironmentSpec,
+        change: impl FnOnce(EngineBuilder) -> EngineBuilder,
+    ) -> Self {
         let world = World::new();
         let store = MemoryStore::new(Arc::new(TokioExecutor::new()));
         let engine = change(Self::builder(&world, &store)).build().unwrap();
@@ -59,7 +62,7 @@ impl Stage {
         Self { world, store, engine, worker: None }
     }
 
-    pub fn builder(world: &World, store: &MemoryStore) -> EngineBuilder {
+    pub(crate) fn builder(world: &World, store: &MemoryStore) -> EngineBuilder {
         Engine::builder()
             .store(store.clone())
             .source(world.source())
@@ -69,38 +72,38 @@ impl Stage {
             .probe(world.probe())
     }
 
-    pub fn work(&mut self) {
+    pub(crate) fn work(&mut self) {
         let (stop, stopped) = oneshot::channel();
         let engine = self.engine.clone();
         let task = tokio::spawn(async move { engine.run_until(async { drop(stopped.await) }).await });
         self.worker = Some(Worker { stop, task });
     }
 
-    pub async fn shut_down(&mut self) {
+    pub(crate) async fn shut_down(&mut self) {
         let worker = self.worker.take().unwrap();
         worker.stop.send(()).unwrap();
         worker.task.await.unwrap().unwrap();
     }
 
     /// Asks for a deployment of a new commit.
-    pub async fn ask(&self, message: &str, behaviour: Behaviour) -> DeploymentId {
+    pub(crate) async fn ask(&self, message: &str, behaviour: Behaviour) -> DeploymentId {
         self.world.push("main", message, behaviour);
         self.engine.deploy(DeployRequest::manual("shop").actor("ada")).await.unwrap().id
     }
 
     /// Deploys a new commit, to the end.
-    pub async fn deploy(&self, message: &str, behaviour: Behaviour) -> Deployment {
+    pub(crate) async fn deploy(&self, message: &str, behaviour: Behaviour) -> Deployment {
         let id = self.ask(message, behaviour).await;
         self.end(id).await
     }
 
-    pub async fn end(&self, id: DeploymentId) -> Deployment {
+    pub(crate) async fn end(&self, id: DeploymentId) -> Deployment {
         self.events(id).await;
         self.engine.deployment(id).await.unwrap()
     }
 
     /// All events, to the last one.
-    pub async fn events(&self, id: DeploymentId) -> Vec<Event> {
+    pub(crate) async fn events(&self, id: DeploymentId) -> Vec<Event> {
         let mut watch = self.engine.watch(id).await.unwrap();
         let mut events = Vec::new();
         while let Some(event) = watch.next().await.unwrap() {
@@ -110,7 +113,7 @@ impl Stage {
     }
 
     /// Waits until a worker has begun the step.
-    pub async fn begun(&self, id: DeploymentId, wanted: Step) {
+    pub(crate) async fn begun(&self, id: DeploymentId, wanted: Step) {
         let mut watch = self.engine.watch(id).await.unwrap();
         while let Some(event) = watch.next().await.unwrap() {
             if matches!(event.kind, EventKind::Began { step } if step == wanted) {
@@ -121,21 +124,16 @@ impl Stage {
     }
 
     /// The commit that runs in the instance.
-    pub fn running(&self) -> Vec<String> {
+    pub(crate) fn running(&self) -> Vec<String> {
         self.world.running(&name(), &web()).into_iter().map(|running| running.sha).collect()
     }
 
-    pub fn data(&self) -> Option<Data> {
+    pub(crate) fn data(&self) -> Option<Data> {
         self.world.data(&name(), &web())
     }
 
     /// A user writes something.
-    pub fn write(&self) -> u64 {
+    pub(crate) fn write(&self) -> u64 {
         self.world.write(&name(), &web()).unwrap().0
-    }
-
-    pub async fn statuses(&self) -> Vec<Status> {
-        let page = self.engine.history(&ocore_core::port::Filter::default(), None, 100).await.unwrap();
-        page.deployments.iter().rev().map(Deployment::status).collect()
     }
 }

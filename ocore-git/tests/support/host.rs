@@ -126,7 +126,9 @@ impl Drop for Host {
 fn answer(stream: impl Read + Write, root: &Path, seen: &Seen) -> std::io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = String::new();
-    stream.read_line(&mut line)?;
+    if stream.read_line(&mut line)? == 0 {
+        return Ok(());
+    }
     let mut headers = HashMap::new();
     loop {
         let mut header = String::new();
@@ -239,15 +241,20 @@ fn run_backend(
         }
         head.push_str("\r\n");
     }
-    write!(out, "HTTP/1.1 {status}\r\nConnection: close\r\n{}\r\n\r\n", head.trim())?;
+    let head = format!(
+        "HTTP/1.1 {status}\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n{}\r\n\r\n",
+        head.trim()
+    );
+    out.write_all(head.as_bytes())?;
     let (mut buffer, mut sent) = (vec![0; 16 * 1024], 0);
     loop {
         let count = output.read(&mut buffer)?;
+        let chunk = [format!("{count:x}\r\n").as_bytes(), &buffer[..count], b"\r\n"].concat();
+        out.write_all(&chunk)?;
+        out.flush()?;
         if count == 0 {
             break;
         }
-        out.write_all(&buffer[..count])?;
-        out.flush()?;
         sent += count;
         seen.sent_bytes.fetch_add(count as u64, Ordering::Relaxed);
         if limit.is_some_and(|limit| sent >= limit) {

@@ -1,6 +1,14 @@
 //! Repositories in temporary directories, contexts, and a git host on loopback.
 
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its own part of this")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::exhaustive_structs,
+    clippy::exhaustive_enums,
+    reason = "it is for tests, and each test binary uses its own part of it"
+)]
 
 pub mod host;
 
@@ -102,13 +110,16 @@ pub fn make_repository(path: &Path) {
     Repository::init_opts(path, &options).unwrap();
 }
 
+/// Called at each report of progress.
+pub type OnProgress = Box<dyn Fn(&Progress) + Send + Sync>;
+
 /// What was reported.
 #[derive(Default)]
 pub struct Recorder {
     pub lines: Mutex<Vec<String>>,
     pub progress: Mutex<Vec<Progress>>,
     pub hidden: Mutex<Vec<String>>,
-    pub on_progress: Mutex<Option<Box<dyn Fn(&Progress) + Send + Sync>>>,
+    pub on_progress: Mutex<Option<OnProgress>>,
 }
 
 impl Sink for Recorder {
@@ -132,7 +143,7 @@ pub enum Entry<'a> {
     Program(&'a [u8]),
     Link(&'a [u8]),
     Submodule(Oid),
-    Tree(Vec<(&'a [u8], Entry<'a>)>),
+    Tree(Vec<(&'a [u8], Self)>),
     Raw(u32, Oid),
 }
 

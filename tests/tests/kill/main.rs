@@ -35,6 +35,8 @@ const KILLS: usize = 60;
 const WORKERS: usize = 2;
 /// How many deployments of an environment are under way or wait, at most.
 const OPEN_MAX: usize = 4;
+/// How many schemas the releases of an environment have.
+const SCHEMAS: u32 = 12;
 /// After the last kill, everything must have come to rest within this time.
 const HEAL_MAX: Duration = Duration::from_secs(120);
 
@@ -83,9 +85,9 @@ impl Site {
         let program = Path::new(env!("CARGO_BIN_EXE_kill_worker"));
         let repository = SampleRepository::create_for(home.join("repositories").join(name), program)?;
         let (mut shas, mut commits) = (Vec::new(), BTreeMap::new());
-        for schema in 1..=6 {
+        for schema in 1..=SCHEMAS {
             let release = |kind: &str| Manifest::new(format!("{schema}.{kind}"), schema).slow_migration(40);
-            for release in [release("good"), release("also-good"), release("bad").unhealthy()] {
+            for release in [release("good"), release("bad").unhealthy()] {
                 let sha = repository.commit(&release, &format!("Version {}", release.version))?;
                 shas.push(sha.clone());
                 commits.insert(sha, release);
@@ -130,7 +132,7 @@ impl World {
     async fn test(&mut self, kills: usize) -> Result<()> {
         self.hire()?;
         for _ in 0..kills {
-            let until = Instant::now() + Duration::from_millis(self.chance.within(200..1500));
+            let until = Instant::now() + Duration::from_millis(self.chance.within(200..1800));
             while Instant::now() < until {
                 self.ask().await?;
                 tokio::time::sleep(Duration::from_millis(self.chance.within(10..120))).await;
@@ -143,7 +145,7 @@ impl World {
         for worker in self.workers.drain(..) {
             worker.shut_down()?;
         }
-        check::everything(self).await
+        check::everything(self, kills).await
     }
 
     fn hire(&mut self) -> Result<()> {
@@ -160,14 +162,14 @@ impl World {
         let recent = self.engine.history(&filter, None, 20).await?.deployments;
         let open: Vec<_> = recent.iter().filter(|it| it.outcome().is_none()).map(|it| it.id).collect();
         let ran: Vec<_> = recent.iter().filter(|it| it.status() == Status::Running).map(|it| it.id).collect();
-        let answer = if !open.is_empty() && self.chance.once_in(8) {
+        let answer = if !open.is_empty() && self.chance.once_in(25) {
             let id = self.chance.pick(&open).copied().expect("it is not empty");
             self.engine.cancel(id, "chance").await
         } else if open.len() >= OPEN_MAX {
             return Ok(());
         } else if !ran.is_empty() && self.chance.once_in(4) {
             self.roll_back(&ran).await
-        } else if self.chance.once_in(5) {
+        } else if self.chance.once_in(8) {
             self.push(index).await
         } else {
             self.deploy(index).await
@@ -193,21 +195,39 @@ impl World {
     }
 
     async fn deploy(&mut self, index: usize) -> Result<(), EngineError> {
-        let site = &self.sites[index];
-        // Mostly from the first third, so that the schema does not reach its end at once.
-        let bound = if self.chance.once_in(3) { site.shas.len() } else { site.shas.len() / 3 };
-        let sha = site.shas[self.chance.below(bound)].clone();
-        let accepted = self.engine.deploy(DeployRequest::api(site.name).commit(sha).actor("chance")).await?;
+        let sha = self.release(index).await?;
+        let request = DeployRequest::api(self.sites[index].name).commit(sha).actor("chance");
+        let accepted = self.engine.deploy(request).await?;
         self.accepted.insert(accepted.id);
         Ok(())
+    }
+
+    /// Mostly a release that can work: a healthy one, of the schema that the data has now or of the next one.
+    async fn release(&mut self, index: usize) -> Result<String, EngineError> {
+        let site = &self.sites[index];
+        let live = self.engine.environment(site.name).await?.live;
+        let schema = live.map_or(1, |live| site.commits[&live.release.commit.sha].schema);
+        let schema = if self.chance.once_in(3) { (schema + 1).min(SCHEMAS) } else { schema };
+        let wanted = (schema, !self.chance.once_in(6));
+        let fits = |sha: &&String| {
+            let release = &site.commits[*sha];
+            (release.schema, release.healthy) == wanted
+        };
+        let fitting = site.shas.iter().find(fits).expect("there are both of every schema");
+        Ok(if self.chance.once_in(8) {
+            self.chance.pick(&site.shas).expect("there are some")
+        } else {
+            fitting
+        }
+        .clone())
     }
 
     /// A push that is told twice is accepted once.
     async fn push(&mut self, index: usize) -> Result<(), EngineError> {
         self.deliveries += 1;
+        let sha = self.release(index).await?;
         let site = &self.sites[index];
         let repository = site.repository.path().to_str().expect("the test's directory is text");
-        let sha = &site.shas[self.chance.below(site.shas.len() / 3)];
         let push = Push::new(repository, "main", sha, format!("delivery-{}", self.deliveries));
         let ids = |accepted: Vec<ocore_core::engine::Accepted>| {
             accepted.into_iter().map(|it| it.id).collect::<Vec<_>>()

@@ -26,6 +26,9 @@ impl Builder for FakeBuilder {
         if !self.world.lock().checkouts.contains(&checkout.path) {
             return Err(Error::permanent(format!("there is no checkout at {}", checkout.path.display())));
         }
+        if let Some(secret) = &secret {
+            context.hide(secret);
+        }
         let reference = format!("image-{}-{}", context.deployment(), context.fence());
         self.world.lock().images.entry(reference.clone()).or_insert(false);
         context.output(Stream::Stdout, format!("building {}", checkout.commit.short()));

@@ -72,9 +72,6 @@ fn begin(inner: &mut Inner, context: &Context, instance: &Instance) -> (String, 
         .snapshots
         .retain(|_, stored| stored.finished || stored.key != key || stored.deployment != deployment);
     let data = inner.place(context, &instance.name).data.clone();
-    if data.as_ref().is_some_and(|data| data.half_written) {
-        inner.blame(context, "a snapshot of half-written data was taken");
-    }
     let number = inner.next();
     let reference = format!("{}/{deployment}/{}/{}-{number}", key.0, instance.name, context.fence());
     let size_bytes = data.as_ref().map_or(0, |data| 1 + data.writes.len() as u64);

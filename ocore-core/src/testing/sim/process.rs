@@ -22,6 +22,12 @@ impl Process {
         Self { core, id }
     }
 
+    /// A new process of the same simulation.
+    #[must_use]
+    pub fn sibling(&self, name: &str) -> Self {
+        Self::new(self.core.clone(), self.core.add_process(name))
+    }
+
     /// The process's clock, chance and tasks. Its wall clock is right.
     #[must_use]
     pub fn executor(&self) -> Arc<SimExecutor> {

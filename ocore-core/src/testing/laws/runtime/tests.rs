@@ -92,6 +92,19 @@ impl Fake {
         Ok(())
     }
 
+    async fn wait_for_end(&self, context: &Context, mut updating: Updating) -> Result<()> {
+        loop {
+            if context.is_cancelled() {
+                updating.leaves = self.bug == Bug::LeavesCancelledUpdates;
+                return Err(Error::cancelled());
+            }
+            if !self.world.lock().unwrap().updates.contains_key(&updating.number) {
+                return Err(Error::permanent("the update was ended"));
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     fn run(&self, owner: DeploymentId, fence: Fence, release: &Release, again: Bug) -> Started {
         let mut world = self.world.lock().unwrap();
         let running = world.copies.iter().find(|copy| copy.up && copy.deployment == owner);
@@ -139,16 +152,8 @@ impl Runtime for Fake {
         if self.bug != Bug::SwallowsOutput {
             context.output(Stream::Stdout, WORDS);
         }
-        while release.image.reference == "UpdatesForEver" {
-            if context.is_cancelled() {
-                let mut updating = updating;
-                updating.leaves = self.bug == Bug::LeavesCancelledUpdates;
-                return Err(Error::cancelled());
-            }
-            if !self.world.lock().unwrap().updates.contains_key(&updating.number) {
-                return Err(Error::permanent("the update was ended"));
-            }
-            sleep(Duration::from_millis(1)).await;
+        if release.image.reference == "UpdatesForEver" {
+            return self.wait_for_end(context, updating).await;
         }
         if release.image.reference != "Ends" {
             return Ok(());

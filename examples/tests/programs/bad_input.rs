@@ -1,0 +1,112 @@
+//! Bad input gets an error that says what is wrong and what to do, and the live instance keeps serving.
+
+use std::{fs, net::TcpListener};
+
+use ocore_examples::sample_app::Manifest;
+
+use crate::program::Site;
+
+/// A site whose version 1 serves.
+fn serving() -> Site {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    site
+}
+
+#[track_caller]
+fn check(site: &Site, arguments: &[&str], code: i32, part: &str) {
+    site.run(arguments).expect(code, part);
+    assert_eq!(site.version(), "1", "the live instance does not serve any more");
+}
+
+#[test]
+fn repositories() {
+    let site = serving();
+    fs::create_dir(site.path("no repository")).unwrap();
+    git2::Repository::init(site.path("empty")).unwrap();
+    check(&site, &["--repository", "nowhere"], 1, "nowhere");
+    check(&site, &["--repository", "no repository"], 1, "no repository");
+    check(&site, &["--repository", "empty"], 1, "empty");
+    check(&site, &["--repository", ""], 2, "the repository is empty; give a URL or a path");
+    check(&site, &["--repository", "file:///etc"], 1, "file");
+    check(&site, &["--repository", "https://user:password@localhost/x.git"], 2, "holds a password");
+    check(&site, &["--repository", "repository", "--ref", "nowhere"], 1, "nowhere");
+    check(&site, &["--ref", "--upload-pack=x"], 2, "names no branch");
+    check(&site, &["--ref", "a..b"], 2, "names no branch");
+    check(&site, &["--ref", "0123456"], 1, "0123456");
+}
+
+#[test]
+fn procfiles() {
+    let site = serving();
+    for (text, part) in
+        [("release: true\n", "no `web:`"), ("web true\n", "line 1"), ("web: ./nowhere\n", "nowhere")]
+    {
+        fs::write(site.path("repository/Procfile"), text).unwrap();
+        site.repository.commit_all("A bad Procfile").unwrap();
+        check(&site, &["--ref", "main"], 1, part);
+    }
+    fs::remove_file(site.path("repository/Procfile")).unwrap();
+    site.repository.commit_all("No Procfile").unwrap();
+    check(&site, &["--ref", "main"], 1, "Procfile");
+}
+
+#[test]
+fn names_and_ids() {
+    let site = serving();
+    let repository = ["--repository", "repository", "--name"];
+    for (name, part) in [
+        ("a/b", "has a character that is not allowed"),
+        ("a\nb", "has a character that is not allowed"),
+        ("", "is empty"),
+        (&"x".repeat(10_000), "is too long"),
+    ] {
+        check(&site, &[&repository[..], &[name]].concat(), 2, part);
+    }
+    check(&site, &["history", "--name", "nowhere"], 2, "there is no environment \"nowhere\"");
+    check(&site, &["rollback", "zzzz"], 2, "is no id");
+    check(&site, &["rollback", "0123456789abcdef"], 2, "see the history");
+    check(&site, &["logs", &"a".repeat(10_000)], 2, "is no id");
+    let live = site.history()[0].0.clone();
+    check(&site, &["rollback", &live], 2, "is live already");
+    check(&site, &["cancel", &live], 2, "is over: Running");
+    check(&site, &["--repository", "repository", "history"], 2, "does not belong to a subcommand");
+    check(&site, &["--port", "0"], 2, "--port");
+    check(&site, &["--port", "70000"], 2, "--port");
+    check(&site, &["--health-path", "no slash"], 2, "must begin with /");
+    assert_eq!(site.statuses(), ["Running"]);
+}
+
+#[test]
+fn ports_and_directories_that_somebody_else_has() {
+    let site = serving();
+    let other = ["--repository", "repository", "--name", "staging"];
+    let (port, data) = (site.port.to_string(), site.path(".ocore/data/production"));
+    check(&site, &[&other[..], &["--port", &port]].concat(), 2, "environment production uses");
+    check(
+        &site,
+        &[&other[..], &["--data-directory", data.to_str().unwrap()]].concat(),
+        2,
+        "environment production uses",
+    );
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let taken = taken.local_addr().map(|address| (taken, address.port().to_string())).unwrap();
+    check(&site, &["--port", &taken.1], 1, &taken.1);
+    fs::write(site.path("file"), "").unwrap();
+    check(&site, &["--port", &port, "--data-directory", "file"], 1, "file");
+    check(&site, &["--data-directory", "/proc/nowhere"], 1, "/proc/nowhere");
+}
+
+#[test]
+fn state_directories() {
+    let site = serving();
+    fs::write(site.path("file"), "").unwrap();
+    let deploy = ["--repository", "repository", "--state"];
+    check(&site, &[&deploy[..], &["file"]].concat(), 2, "give another one with --state");
+    check(&site, &["--state", "nowhere", "history"], 2, "nothing was deployed");
+    check(&site, &["--state", "new"], 2, "give --repository");
+    fs::create_dir(site.path("corrupt")).unwrap();
+    fs::write(site.path("corrupt/ocore.sqlite"), "this is no database".repeat(1000)).unwrap();
+    check(&site, &[&deploy[..], &["corrupt"]].concat(), 2, "ocore.sqlite");
+}

@@ -1,0 +1,137 @@
+use std::fs;
+
+use ocore_examples::{http, sample_app::Manifest};
+use rustix::process::Signal;
+
+use crate::program::{CANARY, Running, Site, contains, wait_until};
+
+#[test]
+fn deployments_go_on_top_of_each_other_and_can_be_rolled_back() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    http::post(site.port, "/rows", "Grace Hopper").unwrap();
+    site.commit(&Manifest::new("2", 2));
+    // Everything but what is new is remembered.
+    site.run(&["--ref", "main"]).expect(0, "Running after");
+    assert_eq!(site.version(), "2");
+    assert_eq!(site.data().rows().unwrap().len(), 3);
+    site.run(&["status"]).expect(0, "it answers");
+
+    let first = site.history()[0].0.clone();
+    site.run(&["rollback", &first]).expect(0, "will be lost");
+    assert_eq!((site.version(), site.data().schema().unwrap()), ("1".to_owned(), Some(1)));
+    assert_eq!(site.data().rows().unwrap().len(), 3);
+
+    // The data of schema 1 is nothing for version 2: the release refuses it, and everything is as before.
+    let second = site.history()[1].0.clone();
+    site.run(&["rollback", &second, "--code-only"]).expect(1, "needs data of schema 2, but it has schema 1");
+    assert_eq!(site.version(), "1");
+    assert_eq!(site.statuses(), ["Running", "Running", "Running", "RolledBack"]);
+    site.run(&["stop"]).expect(0, "is stopped");
+    assert!(http::get(site.port, "/version").is_err());
+}
+
+#[test]
+fn a_failed_health_check_leaves_the_old_version_and_shows_why() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    site.commit(&Manifest::new("2", 2).unhealthy());
+    let failed = site.deploy().expect(1, "503 Service Unavailable");
+    assert!(failed.text.contains("RolledBack after") && failed.text.contains("downtime"), "{}", failed.text);
+    assert_eq!((site.version(), site.data().schema().unwrap()), ("1".to_owned(), Some(1)));
+    let id = &site.history()[1].0;
+    let logs = site.run(&["logs", id]).expect(0, "health check: the payment service does not answer");
+    assert!(logs.text.contains("data migrated from schema 1 to 2"), "{}", logs.text);
+}
+
+#[test]
+fn what_ctrl_c_interrupts_the_next_call_finishes() {
+    check_interruption(Signal::INT, Some(130));
+}
+
+#[test]
+fn what_kill_9_interrupts_the_next_call_finishes() {
+    check_interruption(Signal::KILL, None);
+}
+
+fn check_interruption(signal: Signal, code: Option<i32>) {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    site.commit(&Manifest::new("2", 2).slow_migration(300));
+    let running = site.start_slow();
+    running.signal(signal);
+    let (ended, text) = running.wait();
+    assert_eq!(ended, code, "{text}");
+    site.commit(&Manifest::new("3", 3));
+    site.run(&["--ref", "main"]).expect(0, "was left unfinished by a call before");
+    assert_eq!(site.version(), "3");
+    assert_eq!(site.statuses(), ["Running", "Running", "Running"]);
+    let migrations = site.data().migrations().unwrap();
+    let steps: Vec<_> = migrations.iter().map(|line| line.split(" by ").next().unwrap()).collect();
+    assert_eq!(steps, ["0 to 1", "1 to 2", "2 to 3"]);
+}
+
+#[test]
+fn a_deployment_is_cancelled_from_another_terminal() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    site.commit(&Manifest::new("2", 2).slow_migration(2000));
+    let running = site.start_slow();
+    let id = site.history()[1].0.clone();
+    site.run(&["cancel", &id]).expect(0, "Cancelled after");
+    let (code, text) = running.wait();
+    assert_eq!(code, Some(1), "{text}");
+    assert_eq!(site.version(), "1");
+    assert_eq!(site.data().schema().unwrap(), Some(1));
+    site.run(&["cancel", &id]).expect(2, "is over: Cancelled");
+}
+
+#[test]
+fn logs_follow_a_deployment_to_its_end() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1).slow_migration(100));
+    site.deploy().expect(0, "Running after");
+    site.commit(&Manifest::new("2", 2).slow_migration(500));
+    let running = site.start_slow();
+    let id = site.history()[1].0.clone();
+    let following = Running::start(site.command(&["logs", &id, "--follow"]), &site.path("followed"));
+    following.wait_for_line("fetch ");
+    assert_eq!(running.wait().0, Some(0));
+    let (code, text) = following.wait();
+    assert!(code == Some(0) && text.contains("data migrated from schema 1 to 2"), "{text}");
+}
+
+#[test]
+fn a_token_is_nowhere_on_the_disk() {
+    let site = Site::new();
+    site.commit(&Manifest::new(CANARY, 1));
+    site.deploy().expect(0, "Running after");
+    // The application is free to tell it; ocore is not.
+    let found = grep(&site.path(".ocore"), CANARY.as_bytes());
+    let ours: Vec<_> = found.iter().filter(|path| !is_of_the_application(path)).collect();
+    assert!(ours.is_empty(), "a secret is in {ours:?}");
+    wait_until("the log is there", || !found.is_empty());
+}
+
+/// The commit itself, its release, and what the application writes.
+fn is_of_the_application(path: &std::path::Path) -> bool {
+    let text = path.to_string_lossy();
+    ["/mirrors/", "/releases/", ".log"].iter().any(|part| text.contains(part))
+}
+
+fn grep(directory: &std::path::Path, part: &[u8]) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap().flatten() {
+        let path = entry.path();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(grep(&path, part));
+        } else if fs::read(&path).is_ok_and(|bytes| contains(&bytes, part)) {
+            found.push(path);
+        }
+    }
+    found
+}

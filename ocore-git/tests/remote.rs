@@ -1,0 +1,479 @@
+//! A real host on loopback, over http and https: credentials, refusals, limits, cancellation.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod support;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, TcpListener},
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use git2::Repository;
+use ocore_core::{
+    port::{ErrorKind, Source},
+    request::Revision,
+    secret::Secret,
+    source_laws,
+};
+use ocore_git::{Addresses, Credentials, Limits, Protocol, SourcePolicy, Submodules};
+use support::{
+    Bench, Entry, commit,
+    host::{Host, Manner, TOKEN, USER, project},
+    read_directory,
+};
+use tokio_util::sync::CancellationToken;
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn plain() -> SourcePolicy {
+    SourcePolicy::default().protocols([Protocol::Http])
+}
+
+/// A bench whose repository is behind a host.
+fn over_http(policy: SourcePolicy) -> (Bench, Host) {
+    let mut bench = Bench::with_policy(policy);
+    let host = Host::plain(bench.directory.path());
+    bench.url = host.url("127.0.0.1", "origin.git");
+    (bench, host)
+}
+
+fn over_tls(change: impl FnOnce(SourcePolicy) -> SourcePolicy) -> (Bench, Host) {
+    let directory = Bench::new();
+    let host = Host::tls(directory.directory.path());
+    let policy = SourcePolicy::default().host_address("git.test", LOOPBACK);
+    let policy = change(policy.trust_certificate("git.test", host.certificate.as_ref().unwrap()).unwrap());
+    let source = ocore_git::GitSource::new(&directory.root).unwrap().policy(policy);
+    let url = host.url("git.test", "origin.git");
+    (Bench { source, url, ..directory }, host)
+}
+
+fn token() -> Credentials {
+    Credentials::token(USER, Secret::new(TOKEN))
+}
+
+fn with_token(bench: &Bench) {
+    bench.source.set_credentials(bench.environment().name(), Some(token()));
+}
+
+/// So many bytes that cannot be compressed.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+struct OverHttp(Bench, #[expect(dead_code, reason = "it answers while it lives")] Host);
+
+#[async_trait::async_trait]
+impl ocore_core::testing::laws::source::SourceFixture for OverHttp {
+    fn source(&self) -> &dyn Source {
+        self.0.source()
+    }
+    fn environment(&self) -> std::sync::Arc<ocore_core::environment::Environment> {
+        self.0.environment()
+    }
+    async fn commit(&self, branch: &str, message: &str, files: &[(&str, &str)]) -> String {
+        self.0.commit(branch, message, files).await
+    }
+    async fn force(&self, branch: &str, sha: &str) {
+        self.0.force(branch, sha).await;
+    }
+    async fn tag(&self, name: &str, sha: &str) {
+        self.0.tag(name, sha).await;
+    }
+    async fn files(
+        &self,
+        checkout: &ocore_core::port::Checkout,
+    ) -> Option<std::collections::BTreeMap<String, String>> {
+        self.0.files(checkout).await
+    }
+}
+
+mod laws_over_http {
+    use super::*;
+
+    source_laws!({
+        let (bench, host) = over_http(plain());
+        OverHttp(bench, host)
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_opens_a_repository_over_tls_and_is_hidden() {
+    let (bench, host) = over_tls(|policy| policy);
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    host.set(Manner::Protected);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    assert!(
+        error.to_string().contains("not authorised") && error.to_string().contains("none are given"),
+        "{error}"
+    );
+    let wrong = Credentials::token(USER, Secret::new("another-token"));
+    bench.source.set_credentials(bench.environment().name(), Some(wrong));
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    assert!(
+        error.to_string().contains("does not accept") && !error.to_string().contains("another-token"),
+        "{error}"
+    );
+    with_token(&bench);
+    let checkout = bench.checkout().await.unwrap();
+    assert_eq!(read_directory(&checkout.path).unwrap()["a"], "x");
+    assert!(bench.sink.hidden.lock().unwrap().contains(&TOKEN.to_owned()));
+    let seen = format!("{:?} {:?}", bench.sink.lines.lock().unwrap(), bench.source);
+    assert!(!seen.contains(TOKEN), "{seen}");
+    for path in walk(&bench.root) {
+        let content = std::fs::read(&path).unwrap_or_default();
+        let found = content.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes());
+        assert!(!found, "the token is in {}", path.display());
+    }
+}
+
+fn walk(root: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_never_sent_over_http() {
+    let (bench, host) = over_http(plain());
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    host.set(Manner::Protected);
+    with_token(&bench);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    assert!(error.to_string().contains("never sent over http"), "{error}");
+    assert!(!host.seen.requests.lock().unwrap().is_empty());
+    assert_eq!(*host.seen.authorizations.lock().unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_environment_fetched_with_its_token_no_other_sees() {
+    let (mut bench, host) = over_tls(|policy| policy);
+    let id = commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    host.set(Manner::Protected);
+    with_token(&bench);
+    bench.fetch("main").await.unwrap();
+    // The same repository and the whole id of a commit that is here, but no credentials.
+    bench.source.set_credentials(bench.environment().name(), None);
+    let error = bench.source.fetch(&bench.context(), &Revision::Commit(id.to_string())).await.unwrap_err();
+    assert!(error.to_string().contains("not authorised"), "{error}");
+    bench.url = bench.url.replace("https://", "https://user@");
+    assert!(bench.fetch("main").await.unwrap_err().to_string().contains("not authorised"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_not_trusted_is_refused() {
+    let (mut bench, host) = over_tls(|policy| policy);
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    with_token(&bench);
+    let policy = SourcePolicy::default().host_address("git.test", LOOPBACK);
+    let strict = bench.source.clone().policy(policy.clone());
+    let error = strict.fetch(&bench.context(), &Revision::Branch("main".to_owned())).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    assert!(error.to_string().contains("certificate is not valid"), "{error}");
+    let another = Host::tls(bench.directory.path()).certificate.clone().unwrap();
+    bench.source = bench.source.policy(policy.trust_certificate("git.test", &another).unwrap());
+    let error = bench.fetch("main").await.unwrap_err();
+    assert!(error.to_string().contains("none of those given"), "{error}");
+    assert_eq!(*host.seen.authorizations.lock().unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_are_fetched_without_the_repositorys_token() {
+    let (bench, host) = over_tls(|policy| policy);
+    let inner = Repository::open(project(bench.directory.path(), "inner.git")).unwrap();
+    let middle = Repository::open(project(bench.directory.path(), "middle.git")).unwrap();
+    let inner_id = commit(&inner, &[(b"deep", Entry::File(b"inner"))]);
+    let modules = b"[submodule \"i\"]\npath = sub/i\nurl = ../inner.git\n";
+    let sub = Entry::Tree(vec![(b"i", Entry::Submodule(inner_id))]);
+    let middle_id = commit(&middle, &[(b".gitmodules", Entry::File(modules)), (b"sub", sub)]);
+    let modules = format!("[submodule \"m\"]\npath = m\nurl = {}\n", host.url("git.test", "middle.git"));
+    let entries =
+        [(&b".gitmodules"[..], Entry::File(modules.as_bytes())), (b"m", Entry::Submodule(middle_id))];
+    commit(&bench.open(), &entries);
+    let checkout = bench.checkout().await.unwrap();
+    let found = read_directory(&checkout.path).unwrap();
+    assert_eq!(found["m/sub/i/deep"], "inner");
+    assert!(found.keys().all(|path| !path.contains(".git/")), "{found:?}");
+
+    // Now the host wants a token for all of them, and the environment has one for its own repository.
+    host.set(Manner::Protected);
+    std::fs::remove_dir_all(bench.root.join("mirrors")).unwrap();
+    std::fs::create_dir(bench.root.join("mirrors")).unwrap();
+    with_token(&bench);
+    let error = bench.checkout().await.unwrap_err();
+    assert!(
+        error.to_string().contains("middle.git") && error.to_string().contains("none are given"),
+        "{error}"
+    );
+    assert_eq!(bench.checkouts(), Vec::<String>::new());
+    // Unless the host of the engine says for which.
+    let environment = bench.environment();
+    let prefix = host.url("git.test", "middle.git");
+    let source = bench.source.clone().submodule_credentials(environment.name(), &prefix, token()).unwrap();
+    let commit = source.fetch(&bench.context(), &Revision::Branch("main".to_owned())).await.unwrap();
+    let error = source.checkout(&bench.context(), &commit).await.unwrap_err();
+    assert!(error.to_string().contains("inner.git"), "{error}");
+    let prefix = host.url("git.test", "inner.git");
+    let source = source.submodule_credentials(environment.name(), &prefix, token()).unwrap();
+    source.checkout(&bench.context(), &commit).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submodules_without_end_are_refused() {
+    let limited = plain().submodules(Submodules::Fetched { depth_max: 2, count_max: 3 });
+    let (bench, _host) = over_http(limited);
+    let mut id = commit(&Repository::open(project(bench.directory.path(), "r0.git")).unwrap(), &[]);
+    for number in 1..4 {
+        let repository =
+            Repository::open(project(bench.directory.path(), &format!("r{number}.git"))).unwrap();
+        let modules = format!("[submodule \"s\"]\npath = s\nurl = ../r{}.git\n", number - 1);
+        let entries = [(&b".gitmodules"[..], Entry::File(modules.as_bytes())), (b"s", Entry::Submodule(id))];
+        id = commit(&repository, &entries);
+    }
+    let mut deep = Bench { url: bench.url.replace("origin", "r3"), ..bench };
+    let error = deep.checkout().await.unwrap_err();
+    assert!(error.to_string().contains("depth_max, 2"), "{error}");
+    deep.url = deep.url.replace("r3", "r2");
+    deep.checkout().await.unwrap();
+}
+
+/// Sets the host's manner, and checks what a fetch says.
+async fn check_answer(manner: Manner, kind: ErrorKind, expected: &str) {
+    let (bench, host) = over_http(plain());
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    host.set(manner);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), kind, "{manner:?}: {error}");
+    assert!(error.to_string().contains(expected), "{manner:?}: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_answer_of_a_host_is_told_apart() {
+    check_answer(Manner::Status(404), ErrorKind::Permanent, "no such repository").await;
+    check_answer(Manner::Status(403), ErrorKind::Permanent, "not authorised").await;
+    check_answer(Manner::Status(503), ErrorKind::Transient, "cannot answer now").await;
+    check_answer(Manner::WebPage, ErrorKind::Permanent, "not a git repository").await;
+    check_answer(Manner::Redirect, ErrorKind::Permanent, "redirects").await;
+}
+
+/// libgit2 1.9.7 follows such a redirect although it is told not to, and dies of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_without_a_query_does_not_end_the_process() {
+    let (bench, host) = over_tls(|policy| policy);
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    host.set(Manner::Redirect);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    assert!(error.to_string().contains("redirects, which is not followed"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_repository_says_so_over_http() {
+    let (bench, _host) = over_http(plain());
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    assert!(error.to_string().contains("is empty"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_that_cannot_be_reached_are_told_apart() {
+    let mut bench = Bench::with_policy(plain());
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    bench.url = format!("http://{closed}/x");
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Transient);
+    assert!(error.to_string().contains("the host does not answer"), "{error}");
+    bench.url = "http://no-such-host.invalid/x".to_owned();
+    let error = bench.fetch("main").await.unwrap_err();
+    assert!(error.to_string().contains("find the host no-such-host.invalid"), "{error}");
+    bench.url = "http://169.254.169.254/latest".to_owned();
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent);
+    assert!(error.to_string().contains("is not allowed by the policy"), "{error}");
+    bench.source = bench.source.clone().policy(plain().addresses(Addresses::Public));
+    bench.url = format!("http://{closed}/x");
+    let error = bench.fetch("main").await.unwrap_err();
+    assert!(error.to_string().contains("127.0.0.1 is not allowed"), "{error}");
+}
+
+fn limited(change: impl FnOnce(&mut Limits)) -> SourcePolicy {
+    plain().limits(change)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_host_is_given_up() {
+    let policy = limited(|limits| limits.idle_time_max = Duration::from_secs(2));
+    let (bench, host) = over_http(policy);
+    commit(&bench.open(), &[(b"noise", Entry::File(&noise(2_000_000)))]);
+    host.set(Manner::StallAfter(500_000));
+    let began = Instant::now();
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Transient);
+    assert!(error.to_string().contains("does not answer for"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    // And the mirror is fit for use.
+    host.set(Manner::Serve);
+    bench.fetch("main").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_accepts_and_says_nothing_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let limits = limited(|limits| limits.idle_time_max = Duration::from_millis(300));
+    let mut bench = Bench::with_policy(limits);
+    bench.url = format!("http://{}/x", listener.local_addr().unwrap());
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+    assert!(error.to_string().contains("does not answer for"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limits_of_a_fetch_are_kept() {
+    let (bench, host) = over_http(limited(|limits| limits.received_bytes_max = 1_000_000));
+    commit(&bench.open(), &[(b"noise", Entry::File(&noise(6_000_000)))]);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    assert!(error.to_string().contains("limit received_bytes_max, 1000000"), "{error}");
+    assert!(host.seen.sent_bytes.load(Ordering::Relaxed) < 7_000_000);
+    let (bench, _host) = over_http(limited(|limits| limits.time_max = Duration::from_millis(1)));
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert!(error.to_string().contains("limit time_max"), "{error}");
+    let (bench, _host) = over_http(limited(|limits| limits.objects_max = 2));
+    commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert!(error.to_string().contains("limit objects_max, 2"), "{error}");
+    let (bench, _host) = over_http(limited(|limits| limits.references_max = 1));
+    let id = commit(&bench.open(), &[]);
+    bench.open().reference("refs/heads/other", id, true, "").unwrap();
+    let error = bench.fetch("main").await.unwrap_err();
+    assert!(error.to_string().contains("limit references_max, 1"), "{error}");
+}
+
+/// Polls until the host has sent so many bytes.
+async fn sent(host: &Host, bytes: u64) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while host.seen.sent_bytes.load(Ordering::Relaxed) < bytes {
+        assert!(Instant::now() < deadline, "the host has not sent {bytes} bytes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Whether nobody holds a lock of a mirror, and nothing unfinished is left: the threads have ended.
+async fn at_rest(bench: &Bench) {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let mirrors = bench.root.join("mirrors");
+        let mut locks = support::names(&mirrors).into_iter().filter(|name| name.ends_with(".lock"));
+        let free = |name: String| {
+            let file = std::fs::File::open(mirrors.join(name)).unwrap();
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+        };
+        let unfinished = bench.checkouts().iter().any(|name| name.starts_with('.'));
+        if locks.all(free) && !unfinished {
+            return;
+        }
+        assert!(Instant::now() < deadline, "a thread goes on for a second");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_stops_a_fetch_that_waits_for_a_silent_host() {
+    let (bench, host) = over_http(plain());
+    commit(&bench.open(), &[(b"noise", Entry::File(&noise(2_000_000)))]);
+    host.set(Manner::StallAfter(500_000));
+    let token = CancellationToken::new();
+    let (context, main) = (bench.context_of(1, 1, token.clone()), Revision::Branch("main".to_owned()));
+    let cancel = async {
+        sent(&host, 500_000).await;
+        token.cancel();
+        Instant::now()
+    };
+    let (fetched, cancelled) = tokio::join!(bench.source.fetch(&context, &main), cancel);
+    assert_eq!(fetched.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert!(cancelled.elapsed() < Duration::from_secs(1), "{:?}", cancelled.elapsed());
+    at_rest(&bench).await;
+    host.set(Manner::Serve);
+    bench.fetch("main").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_fetch_stops_its_thread() {
+    let (bench, host) = over_http(plain());
+    commit(&bench.open(), &[(b"noise", Entry::File(&noise(2_000_000)))]);
+    host.set(Manner::StallAfter(500_000));
+    let (context, main) = (bench.context(), Revision::Branch("main".to_owned()));
+    tokio::select! {
+        _ = bench.source.fetch(&context, &main) => panic!("the host stalls"),
+        () = sent(&host, 500_000) => {}
+    }
+    at_rest(&bench).await;
+    host.set(Manner::Serve);
+    bench.fetch("main").await.unwrap();
+}
+
+/// Drops fetch and checkout after every number of polls that they need, and looks that nothing goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_can_be_dropped_at_every_poll() {
+    let (bench, _host) = over_http(plain());
+    let main = Revision::Branch("main".to_owned());
+    let (mut polls, mut finished) = (0, false);
+    while !finished {
+        let id = commit(&bench.open(), &[(b"a", Entry::File(polls.to_string().as_bytes()))]);
+        let context = bench.context();
+        let mut work = Box::pin(async {
+            let commit = bench.source.fetch(&context, &main).await.unwrap();
+            bench.source.checkout(&context, &commit).await.unwrap()
+        });
+        let mut left = polls;
+        finished = std::future::poll_fn(|wake| {
+            if left == 0 {
+                return std::task::Poll::Ready(false);
+            }
+            left -= 1;
+            work.as_mut().poll(wake).map(|_| true)
+        })
+        .await;
+        drop(work);
+        if !finished {
+            at_rest(&bench).await;
+        }
+        let checkout = bench.checkout().await.unwrap();
+        assert_eq!(checkout.commit.sha, id.to_string(), "after {polls} polls");
+        bench.source.discard(&context, checkout).await.unwrap();
+        polls += 1;
+        assert!(polls < 200);
+    }
+    assert!(polls > 3, "{polls}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_stops_a_checkout_and_removes_it() {
+    let bench = Bench::new();
+    let names: Vec<_> = (0..20_000).map(|n| format!("f{n:05}").into_bytes()).collect();
+    let files: Vec<_> = names.iter().map(|name| (&name[..], Entry::File(b"x"))).collect();
+    commit(&bench.open(), &files);
+    let commit = bench.fetch("main").await.unwrap();
+    let token = CancellationToken::new();
+    let on_progress = token.clone();
+    *bench.sink.on_progress.lock().unwrap() = Some(Box::new(move |progress| {
+        if progress.what == "writing files" {
+            on_progress.cancel();
+        }
+    }));
+    let context = bench.context_of(1, 1, token.clone());
+    let error = bench.source.checkout(&context, &commit).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert_eq!(bench.checkouts(), Vec::<String>::new());
+}

@@ -1,0 +1,219 @@
+//! Runs the simulated world: `cargo xtask simulate --seeds 100000`.
+
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use ocore_core::testing::{faults::Fault, mutants::Mutant};
+use ocore_tests::{
+    cluster,
+    plan::{Blow, Plan},
+    sweep::{self, Summary},
+};
+
+/// Runs the whole engine over a simulated world, with every fault that calls and workers can meet.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How many random schedules to run.
+    #[arg(long)]
+    seeds: Option<u64>,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    /// Also every pair of failing calls of each scenario (or of the one that is named).
+    #[arg(long)]
+    pairs: bool,
+    /// Only this scenario: every single disturbance of it, or exactly the one that is given.
+    #[arg(long)]
+    scenario: Option<String>,
+    /// Plants a bug.
+    #[arg(long)]
+    mutant: Option<Mutant>,
+    /// Prints what happens, for a single schedule.
+    #[arg(long)]
+    trace: bool,
+    /// A call that fails, as `CALL:FAULT`.
+    #[arg(long, value_parser = parse_fault)]
+    fault: Vec<(u64, Fault)>,
+    /// A worker that is killed, as `WORKER:POLL`.
+    #[arg(long, value_parser = parse_kill)]
+    kill: Vec<(usize, u64, Blow)>,
+    /// A worker that is frozen, as `WORKER:POLL:SECONDS`.
+    #[arg(long, value_parser = parse_freeze)]
+    freeze: Vec<(usize, u64, Blow)>,
+    /// A cancel, as `ACT:POLL`.
+    #[arg(long, value_parser = parse_cancel)]
+    cancel: Option<(usize, u64)>,
+    /// Prints how often each call failed in each way.
+    #[arg(long)]
+    coverage: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let plans = match plans(&arguments) {
+        Ok(plans) => plans,
+        Err(message) => {
+            say(&message);
+            return ExitCode::from(2);
+        }
+    };
+    if arguments.trace && plans.count == 1 {
+        return trace(&Plan { keep_trace: true, ..(plans.make)(0) });
+    }
+    let progress = Progress::new(plans.count);
+    let summary = sweep::run(plans.count, plans.make, || progress.one());
+    progress.finish();
+    report(&summary, arguments.coverage)
+}
+
+struct Plans<'a> {
+    count: u64,
+    make: Box<dyn Fn(u64) -> Plan + Sync + 'a>,
+}
+
+fn plans(arguments: &Arguments) -> Result<Plans<'_>, String> {
+    let mutant = arguments.mutant;
+    let scenarios = match &arguments.scenario {
+        None => Plan::scenarios(),
+        Some(name) => vec![Plan::scenario(name).ok_or_else(|| unknown(name))?],
+    };
+    let Arguments { fault, kill, freeze, cancel, .. } = arguments;
+    let exact = !fault.is_empty() || !kill.is_empty() || !freeze.is_empty() || cancel.is_some();
+    if arguments.scenario.is_some() && (exact || arguments.trace) {
+        let (faults, blows) = (fault.clone(), [kill.clone(), freeze.clone()].concat());
+        let plan = Plan { faults, blows, cancel: *cancel, mutant, ..scenarios[0].clone() };
+        return Ok(Plans { count: 1, make: Box::new(move |_| plan.clone()) });
+    }
+    if let (Some(seeds), None) = (arguments.seeds, &arguments.scenario) {
+        let first = arguments.first;
+        let make = move |number| Plan { mutant, ..Plan::random(first + number) };
+        return Ok(Plans { count: seeds, make: Box::new(make) });
+    }
+    let disturb = if arguments.pairs { sweep::pairs } else { sweep::singles };
+    let all: Vec<Plan> = scenarios.iter().flat_map(disturb).map(|plan| Plan { mutant, ..plan }).collect();
+    let count = all.len() as u64;
+    let make = move |number| all[usize::try_from(number).expect("a plan's number is an index")].clone();
+    Ok(Plans { count, make: Box::new(make) })
+}
+
+fn unknown(name: &str) -> String {
+    let names: Vec<_> = Plan::scenarios().iter().map(|plan| plan.scenario).collect();
+    format!("there is no scenario {name:?}; there are {}", names.join(", "))
+}
+
+/// Runs one schedule and prints what happened in it.
+fn trace(plan: &Plan) -> ExitCode {
+    let outcome = cluster::run(plan);
+    say(&format!("{plan}"));
+    say(&outcome.trace.to_string());
+    for violation in &outcome.violations {
+        say(&format!("violation: {violation}"));
+    }
+    if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn report(summary: &Summary, coverage: bool) -> ExitCode {
+    if coverage {
+        for ((call, fault), count) in &summary.hits {
+            say(&format!("{call} {fault:?}: {count}"));
+        }
+    }
+    for (mark, count) in &summary.marks {
+        say(&format!("{mark}: {count}"));
+    }
+    for (plan, violations) in &summary.failures {
+        say(&format!("FAILED {plan}"));
+        for violation in violations {
+            say(&format!("  {violation}"));
+        }
+        say(&format!("  replay: {}", plan.command()));
+    }
+    let hours = summary.virtual_time.as_secs() / 3600;
+    say(&format!("{} calls, {} polls, {hours} hours of virtual time", summary.calls, summary.polls));
+    let (seconds, rate) = (summary.elapsed.as_secs_f64(), summary.rate());
+    let failed = summary.failures.len();
+    say(&format!(
+        "{} schedules in {seconds:.1} s, {failed} failed: {rate:.0} schedules/s",
+        summary.schedules
+    ));
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A bar on a terminal, plain lines in a pipe.
+struct Progress {
+    bar: Option<ProgressBar>,
+    total: u64,
+    done: AtomicU64,
+}
+
+impl Progress {
+    fn new(total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {per_sec} {eta}");
+            let bar = ProgressBar::new(total);
+            bar.enable_steady_tick(Duration::from_millis(200));
+            style.map(|style| bar.clone().with_style(style)).unwrap_or(bar)
+        });
+        Self { bar, total, done: AtomicU64::new(0) }
+    }
+
+    fn one(&self) {
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        match &self.bar {
+            Some(bar) => {
+                if done.is_multiple_of(64) {
+                    bar.set_position(done);
+                }
+            }
+            None => {
+                if done.is_multiple_of((self.total / 10).max(1)) {
+                    say(&format!("{done} of {} schedules", self.total));
+                }
+            }
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn say(line: &str) {
+    // A closed pipe is no reason to stop.
+    let _written = writeln!(std::io::stdout(), "{line}");
+}
+
+fn parse_fault(text: &str) -> Result<(u64, Fault), String> {
+    let (call, name) = text.split_once(':').ok_or("expected CALL:FAULT")?;
+    let fault = Fault::ALL.into_iter().find(|fault| format!("{fault:?}") == name);
+    let fault = fault.ok_or_else(|| format!("no fault is named {name}; there are {:?}", Fault::ALL))?;
+    Ok((number(call)?, fault))
+}
+
+fn parse_kill(text: &str) -> Result<(usize, u64, Blow), String> {
+    let (worker, poll) = text.split_once(':').ok_or("expected WORKER:POLL")?;
+    Ok((worker.parse().map_err(|_| "the worker is no number")?, number(poll)?, Blow::Kill))
+}
+
+fn parse_freeze(text: &str) -> Result<(usize, u64, Blow), String> {
+    let (rest, seconds) = text.rsplit_once(':').ok_or("expected WORKER:POLL:SECONDS")?;
+    let (worker, poll, _) = parse_kill(rest)?;
+    Ok((worker, poll, Blow::Freeze(Duration::from_secs(number(seconds)?))))
+}
+
+fn parse_cancel(text: &str) -> Result<(usize, u64), String> {
+    let (act, poll) = text.split_once(':').ok_or("expected ACT:POLL")?;
+    Ok((act.parse().map_err(|_| "the act is no number")?, number(poll)?))
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is no number"))
+}

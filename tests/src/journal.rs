@@ -1,0 +1,507 @@
+//! What the store accepted, in order, checked at that moment against the world as it is then.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ocore_core::{
+    deployment::Deployment,
+    engine::Timing,
+    executor::Executor,
+    id::{DeploymentId, Fence},
+    machine::{Aim, Outcome, State as Machine, Step},
+    name::{EnvironmentName, InstanceName},
+    port::{CancelAnswer, Claim, Commit, Committed, Enqueued, Next},
+    release::Live,
+    request::Trigger,
+    testing::{
+        fakes::{Schema, World},
+        faults::Issued,
+        sim::SimExecutor,
+    },
+};
+use tokio::sync::Notify;
+
+/// More commits than any deployment can need: attempts are limited.
+const COMMITS_MAX: u32 = 120;
+
+/// What was accepted of one deployment.
+#[derive(Debug, Clone)]
+pub(crate) struct Track {
+    pub(crate) record: Deployment,
+    pub(crate) began_at: Option<Duration>,
+    pub(crate) finished_at: Option<Duration>,
+    /// When data was put back.
+    pub(crate) restored_at: Vec<Duration>,
+    /// For a rollback, the references of the snapshots that it puts back on its way forward.
+    pub(crate) loads: BTreeMap<InstanceName, String>,
+    cancel: bool,
+    commits: u32,
+}
+
+/// A user's write that was acknowledged.
+#[derive(Debug, Clone)]
+pub(crate) struct Write {
+    pub(crate) number: u64,
+    pub(crate) instance: InstanceName,
+    pub(crate) at: Duration,
+    /// Who had started what acknowledged it.
+    pub(crate) by: DeploymentId,
+}
+
+#[derive(Default)]
+pub(crate) struct Accepted {
+    pub(crate) violations: Vec<String>,
+    /// How many writes the store has accepted.
+    pub(crate) entries: u64,
+    pub(crate) tracks: BTreeMap<DeploymentId, Track>,
+    pub(crate) active: Option<DeploymentId>,
+    pub(crate) attention: Option<DeploymentId>,
+    pub(crate) live: Option<Live>,
+    /// What the schema must be while a deployment is live.
+    pub(crate) schemas: BTreeMap<DeploymentId, Vec<Schema>>,
+    pub(crate) writes: Vec<Write>,
+    pub(crate) marks: BTreeMap<&'static str, u64>,
+    fence: Fence,
+    keys: BTreeMap<String, DeploymentId>,
+    heartbeats: BTreeMap<usize, Duration>,
+}
+
+/// The journal of one environment.
+pub struct Journal {
+    accepted: Mutex<Accepted>,
+    world: World,
+    clock: Arc<SimExecutor>,
+    environment: EnvironmentName,
+    instances: Vec<InstanceName>,
+    timing: Timing,
+    /// There may be work for somebody, or a cancel.
+    pub(crate) changed: Notify,
+}
+
+impl std::fmt::Debug for Journal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Journal").field("environment", &self.environment).finish_non_exhaustive()
+    }
+}
+
+impl Journal {
+    pub(crate) fn new(
+        world: World,
+        clock: Arc<SimExecutor>,
+        environment: EnvironmentName,
+        instances: Vec<InstanceName>,
+        timing: Timing,
+    ) -> Self {
+        Self {
+            accepted: Mutex::default(),
+            world,
+            clock,
+            environment,
+            instances,
+            timing,
+            changed: Notify::new(),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Accepted> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn instances(&self) -> &[InstanceName] {
+        &self.instances
+    }
+
+    pub(crate) const fn environment(&self) -> &EnvironmentName {
+        &self.environment
+    }
+
+    pub(crate) const fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Users write to whatever serves.
+    pub(crate) fn users_write(&self) {
+        let at = self.clock.now();
+        for instance in &self.instances {
+            if let Some((number, process)) = self.world.write(&self.environment, instance) {
+                let write = Write { number, instance: instance.clone(), at, by: process.deployment };
+                self.lock().writes.push(write);
+            }
+        }
+    }
+
+    /// A worker that may have lost its lease does nothing any more (removing what nobody needs is harmless).
+    pub(crate) fn issued(&self, issued: Issued) {
+        if issued.call.port == "store" || matches!(issued.call.method, "remove" | "discard") {
+            return;
+        }
+        let now = self.clock.now();
+        let mut accepted = self.lock();
+        let trusted = accepted.heartbeats.get(&issued.caller).map(|at| *at + self.timing.watchdog);
+        if trusted.is_none_or(|until| now > until) {
+            accepted.blame(format!("I16: {} by worker {} whose lease is over", issued.call, issued.caller));
+        }
+    }
+
+    pub(crate) fn heartbeat(&self, caller: usize) {
+        let now = self.clock.now();
+        self.lock().heartbeats.insert(caller, now);
+    }
+
+    pub(crate) fn enqueued(&self, answer: &Enqueued) {
+        let mut accepted = self.lock();
+        let (record, superseded) = match answer {
+            Enqueued::Accepted { deployment, superseded } => (deployment.as_ref(), superseded),
+            Enqueued::Existing(_) => return accepted.mark("accepted before"),
+            _ => return,
+        };
+        self.changed.notify_waiters();
+        accepted.entries += 1;
+        if let Some(key) = record.request.key.clone()
+            && accepted.keys.insert(key.clone(), record.id).is_some()
+        {
+            accepted.blame(format!("I1: {key} made two deployments"));
+        }
+        for id in superseded {
+            accepted.mark("superseded");
+            let push =
+                |track: &Track| track.record.request.trigger == Trigger::Push && track.began_at.is_none();
+            let track = accepted.tracks.remove(id);
+            if !track.as_ref().is_some_and(push) || record.request.trigger != Trigger::Push {
+                accepted.blame(format!("{id} was superseded, and must not have been"));
+            }
+        }
+        let track = Track {
+            record: record.clone(),
+            began_at: None,
+            finished_at: None,
+            restored_at: Vec::new(),
+            loads: BTreeMap::new(),
+            cancel: false,
+            commits: 0,
+        };
+        accepted.tracks.insert(record.id, track);
+    }
+
+    pub(crate) fn cancelled(&self, id: DeploymentId, answer: &CancelAnswer) {
+        let mut accepted = self.lock();
+        match answer {
+            CancelAnswer::Cancelled => {
+                accepted.entries += 1;
+                accepted.mark("cancelled in the queue");
+                if accepted.tracks.remove(&id).is_none_or(|track| track.began_at.is_some()) {
+                    accepted.blame(format!("I2: {id} was cancelled as if it had been queued"));
+                }
+            }
+            CancelAnswer::Requested => {
+                accepted.mark("cancel requested");
+                self.changed.notify_waiters();
+                if let Some(track) = accepted.tracks.get_mut(&id) {
+                    track.cancel = true;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn claimed(&self, claim: &Claim) {
+        let now = self.clock.now();
+        let mut accepted = self.lock();
+        accepted.claim(claim, now);
+    }
+
+    pub(crate) fn committed(&self, commit: &Commit, answer: &Committed) {
+        let now = self.clock.now();
+        let mut accepted = self.lock();
+        match answer {
+            Committed::Fenced => return accepted.mark("fenced"),
+            Committed::CancelPending => return accepted.mark("cancel before the verdict"),
+            _ => {}
+        }
+        let id = commit.deployment.id;
+        let Some(track) = accepted.tracks.get(&id).cloned() else {
+            return accepted.blame(format!("I2: a commit of {id}, which is not open"));
+        };
+        let version = commit.deployment.kept_by_store.version;
+        if version == track.record.kept_by_store.version {
+            return accepted.mark("applied already");
+        }
+        accepted.entries += 1;
+        accepted.check_commit(commit, &track);
+        self.check_snapshots(&mut accepted, &track, commit);
+        let mut track =
+            Track { record: commit.deployment.clone(), commits: track.commits + 1, ..track.clone() };
+        track.note_restore(&accepted.tracks[&id].record.state, now);
+        if track.commits == COMMITS_MAX {
+            accepted.blame(format!("I10: {id} needs more than {COMMITS_MAX} commits"));
+        }
+        if track.record.outcome().is_some() {
+            track.finished_at = Some(now);
+        }
+        let record = track.record.clone();
+        accepted.tracks.insert(id, track);
+        if let Some(outcome) = record.outcome() {
+            self.finish(&mut accepted, &record, outcome);
+        }
+        if !matches!(answer, Committed::Continued { .. }) {
+            self.changed.notify_waiters();
+        }
+        match answer {
+            Committed::Continued { fence, .. } => accepted.raise_fence(*fence),
+            Committed::Finished { successor: Some(claim) } => {
+                accepted.mark("successor");
+                accepted.claim(claim, now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Before anything may be written, there is a finished snapshot of the data as it was.
+    fn check_snapshots(&self, accepted: &mut Accepted, before: &Track, commit: &Commit) {
+        let deployment = &commit.deployment;
+        let from = before.record.state.step();
+        let writes = matches!(deployment.state.step(), Some(Step::Update | Step::Start | Step::Restore));
+        if !writes || !matches!(from, Some(Step::Snapshot | Step::Stop)) {
+            return;
+        }
+        let expected = accepted.schema_of_live();
+        for instance in &self.instances {
+            let reference = deployment.snapshots.get(instance).map(|snapshot| snapshot.reference.as_str());
+            let held = reference.and_then(|reference| self.world.snapshot(reference));
+            let half_written = matches!(&held, Some(Some(data)) if data.half_written);
+            let good = held.map(|data| data.map_or(Vec::new(), |data| data.schema));
+            if half_written || good.as_ref() != Some(&expected) {
+                let what =
+                    format!("I12: {} goes on without a snapshot of {instance} as it was", deployment.id);
+                accepted.blame(format!("{what}: {good:?}, not {expected:?}"));
+            }
+        }
+    }
+
+    fn finish(&self, accepted: &mut Accepted, record: &Deployment, outcome: &Outcome) {
+        accepted.active = None;
+        match outcome {
+            Outcome::Running(live) => {
+                accepted.mark("Running");
+                accepted.learn_schema(record, live);
+                accepted.live = Some(live.clone());
+                self.check_healthy(accepted, live);
+            }
+            Outcome::Undone { live, .. } => {
+                accepted.mark("Undone");
+                accepted.live.clone_from(live);
+                if matches!(record.request.trigger, Trigger::Recovery { .. }) {
+                    accepted.mark("recovered");
+                    accepted.attention = None;
+                }
+            }
+            Outcome::Untouched(_) => accepted.mark("Untouched"),
+            Outcome::Stranded { .. } => {
+                accepted.mark("Stranded");
+                accepted.attention = Some(record.id);
+                return;
+            }
+            _ => {}
+        }
+        let what = format!("I11: at the end of {} ({})", record.id, record.status());
+        self.check_world(accepted, &what);
+    }
+
+    /// Running is written only after every instance has answered.
+    fn check_healthy(&self, accepted: &mut Accepted, live: &Live) {
+        for instance in &self.instances {
+            let running = self.world.running(&self.environment, instance);
+            if !running.iter().all(|process| process.passed >= 2) {
+                accepted.blame(format!(
+                    "I11: {} is Running, but {instance} was not seen healthy",
+                    live.deployment
+                ));
+            }
+        }
+    }
+
+    /// What runs is exactly what is live, on data with exactly its schema.
+    pub(crate) fn check_world(&self, accepted: &mut Accepted, what: &str) {
+        let schema = accepted.schema_of_live();
+        for instance in &self.instances {
+            let live = accepted.live.as_ref().and_then(|live| live.instances.get(instance));
+            let wanted: Vec<_> = live.map(|live| live.started.reference.clone()).into_iter().collect();
+            let running = self.world.running(&self.environment, instance);
+            let running: Vec<_> = running.into_iter().map(|process| process.reference).collect();
+            if running != wanted {
+                accepted.blame(format!("{what}: {instance} runs {running:?}, not {wanted:?} (I5)"));
+            }
+            let data = self.world.data(&self.environment, instance).unwrap_or_default();
+            if data.half_written || data.schema != schema {
+                accepted.blame(format!("{what}: the data of {instance} is {data:?}, not {schema:?} (I7)"));
+            }
+        }
+    }
+}
+
+impl Track {
+    /// Notes when data was put back: from then on what was written before may be gone.
+    fn note_restore(&mut self, from: &Machine, now: Duration) {
+        let left = matches!(from, Machine::Restore(_));
+        if left || matches!(from, Machine::Queued) && !matches!(self.record.state, Machine::Restore(_)) {
+            self.restored_at.push(now);
+        }
+        if let Some(Aim::Rollback { load: Some(load), .. }) = self.record.state.job().map(|job| &job.aim) {
+            self.loads = load.iter().map(|(name, it)| (name.clone(), it.reference.clone())).collect();
+        }
+    }
+}
+
+impl Accepted {
+    pub(crate) fn blame(&mut self, what: String) {
+        // The first few say it all; a livelock would say it for ever.
+        if self.violations.len() < 20 {
+            self.violations.push(what);
+        }
+    }
+
+    pub(crate) fn mark(&mut self, what: &'static str) {
+        *self.marks.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn schema_of_live(&self) -> Vec<Schema> {
+        let live = self.live.as_ref().map(|live| live.deployment);
+        live.and_then(|id| self.schemas.get(&id).cloned()).unwrap_or_default()
+    }
+
+    /// The schema that a deployment leaves behind when it becomes Running.
+    fn learn_schema(&mut self, record: &Deployment, live: &Live) {
+        let loaded = match (&record.request.trigger, Self::loads(record)) {
+            (Trigger::Rollback { to }, true) => self.schemas.get(to).cloned(),
+            _ => None,
+        };
+        let mut schema = loaded.unwrap_or_else(|| self.schema_of_live());
+        if live.release.image.has_update && !matches!(record.request.trigger, Trigger::Rollback { .. }) {
+            schema.push(Schema::Updated(record.id));
+        }
+        schema.push(Schema::Started(record.id));
+        self.schemas.insert(record.id, schema);
+    }
+
+    /// Whether a rollback loads data: what it was asked for, not what it says of itself.
+    fn loads(record: &Deployment) -> bool {
+        use ocore_core::request::{Goal, RollbackMode};
+        matches!(record.request.goal, Goal::Rollback { mode: RollbackMode::CodeAndData, .. })
+    }
+
+    fn raise_fence(&mut self, fence: Fence) {
+        if fence < self.fence {
+            self.blame(format!("I9: the fence went down from {} to {fence}", self.fence));
+        }
+        self.fence = fence;
+    }
+
+    fn claim(&mut self, claim: &Claim, now: Duration) {
+        self.entries += 1;
+        let id = claim.deployment.id;
+        if claim.fence < self.fence {
+            self.blame(format!("I9: {id} was claimed with fence {}, after {}", claim.fence, self.fence));
+        }
+        self.raise_fence(claim.fence);
+        if claim.lost_worker {
+            self.mark("takeover");
+        }
+        let Some(track) = self.tracks.get(&id).cloned() else {
+            return self.blame(format!("I2: {id} was claimed, and is not open"));
+        };
+        if track.finished_at.is_some() {
+            self.blame(format!("I2: {id} was claimed, and is over"));
+        }
+        if track.began_at.is_none() {
+            self.first_claim(&track, now);
+        } else if self.active != Some(id) {
+            self.blame(format!("I3: {id} was claimed while {:?} is active", self.active));
+        }
+    }
+
+    fn first_claim(&mut self, track: &Track, now: Duration) {
+        let (id, seq) = (track.record.id, track.record.kept_by_store.seq);
+        if let Some(active) = self.active {
+            self.blame(format!("I3: {id} was started while {active} is active"));
+        }
+        let recovers = match track.record.request.trigger {
+            Trigger::Recovery { of } => Some(of),
+            _ => None,
+        };
+        if self.attention.is_some() && recovers != self.attention {
+            self.blame(format!("I14: {id} was started while the environment needs attention"));
+        }
+        let waiting = |other: &&Track| other.began_at.is_none() && other.record.kept_by_store.seq < seq;
+        if recovers.is_none() && self.tracks.values().any(|other| waiting(&other)) {
+            self.blame(format!("I4: {id} has overtaken another"));
+        }
+        self.active = Some(id);
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.began_at = Some(now);
+        }
+    }
+
+    fn check_commit(&mut self, commit: &Commit, before: &Track) {
+        let id = commit.deployment.id;
+        let (from, to) = (&before.record.state, &commit.deployment.state);
+        let version = commit.deployment.kept_by_store.version;
+        if version != before.record.kept_by_store.version + 1 {
+            self.blame(format!(
+                "I2: version {version} of {id} follows {}",
+                before.record.kept_by_store.version
+            ));
+        }
+        if commit.fence != self.fence {
+            self.blame(format!("I9: a commit of {id} with fence {} at fence {}", commit.fence, self.fence));
+        }
+        if self.active != Some(id) {
+            self.blame(format!("I3: a commit of {id} while {:?} is active", self.active));
+        }
+        if !is_edge(from, to) {
+            self.blame(format!("I2: {id} went from {} to {}", name(from), name(to)));
+        }
+        let running = matches!(to.outcome(), Some(Outcome::Running(_)));
+        if running && before.cancel {
+            self.blame(format!("{id} became Running although its cancel had been accepted"));
+        }
+        if running != matches!(&commit.next, Next::Finish(finish) if finish.verdict) {
+            self.blame(format!("{id}: the verdict is not said to be one"));
+        }
+    }
+}
+
+fn name(state: &Machine) -> &'static str {
+    match state {
+        Machine::Queued => "queued",
+        Machine::Finished(_) => "finished",
+        state => state.step().map_or("nothing", Step::as_str),
+    }
+}
+
+/// Whether a deployment may go from one state to the other in one commit.
+fn is_edge(from: &Machine, to: &Machine) -> bool {
+    let next: &[&str] = match name(from) {
+        "queued" => {
+            &["locate", "fetch", "build", "snapshot", "stop", "withdraw", "restore", "revive", "finished"]
+        }
+        "locate" => &["fetch", "snapshot", "stop", "finished"],
+        "fetch" => &["build", "finished"],
+        "build" => &["snapshot", "stop", "finished"],
+        "snapshot" => &["stop", "restore", "update", "start", "revive", "finished"],
+        "stop" => &["snapshot", "restore", "update", "start", "revive"],
+        "restore" => &["update", "start", "withdraw", "revive", "finished"],
+        "update" => &["start", "withdraw", "revive", "finished"],
+        "start" => &["probe", "withdraw", "revive", "finished"],
+        "probe" => &["withdraw", "finished"],
+        "withdraw" => &["restore", "finished"],
+        "revive" => &["finished"],
+        _ => &[],
+    };
+    let stays = name(from) == name(to) && name(from) != "finished";
+    let only_probe = !matches!(to.outcome(), Some(Outcome::Running(_))) || name(from) == "probe";
+    let stays_back = !from.is_undo() || to.is_undo() || matches!(to, Machine::Finished(_));
+    (stays || next.contains(&name(to))) && only_probe && stays_back
+}

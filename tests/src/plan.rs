@@ -1,0 +1,331 @@
+//! What one schedule is: everything that happens in it follows from its plan.
+
+use std::{fmt, time::Duration};
+
+use ocore_core::testing::{
+    fakes::Behaviour,
+    faults::{Fault, Odds},
+    mutants::Mutant,
+    sim::{Chance, Order},
+};
+
+/// One schedule.
+#[derive(Debug, Clone)]
+#[expect(clippy::exhaustive_structs, reason = "plans are varied field by field, here and in the binary")]
+pub struct Plan {
+    /// The scenario's name; random ones are named after their seed.
+    pub scenario: &'static str,
+    /// For what the plan leaves open.
+    pub seed: u64,
+    /// How many instances the environment has.
+    pub instances: usize,
+    /// Whether snapshots are taken after the stop.
+    pub after_stop: bool,
+    /// How many workers there are.
+    pub workers: usize,
+    /// In which order tasks are polled.
+    pub order: Order,
+    /// What is asked for, in order.
+    pub script: Vec<Act>,
+    /// Calls that fail, by their number.
+    pub faults: Vec<(u64, Fault)>,
+    /// How likely other calls fail.
+    pub odds: Odds,
+    /// What befalls workers: which one, before which of its polls.
+    pub blows: Vec<(usize, u64, Blow)>,
+    /// Of 100 workers that are started again, so many are struck again.
+    pub further_blows: u64,
+    /// Cancels the deployment of an act at a poll of the whole simulation.
+    pub cancel: Option<(usize, u64)>,
+    /// A bug that is planted.
+    pub mutant: Option<Mutant>,
+    /// Whether the trace is kept as text.
+    pub keep_trace: bool,
+}
+
+/// What befalls a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Blow {
+    /// kill -9.
+    Kill,
+    /// It is not scheduled for this long.
+    Freeze(Duration),
+}
+
+/// One thing that is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Act {
+    /// A person deploys a new commit.
+    Deploy(Kind),
+    /// A new commit is pushed.
+    Push(Kind),
+    /// A rollback to the deployment of an earlier act.
+    RollBack {
+        /// The act's number.
+        to: usize,
+        /// Without the data.
+        code_only: bool,
+    },
+    /// The deployment of an earlier act is cancelled.
+    Cancel(usize),
+    /// Nothing is asked until the environment is quiet, or some time has passed.
+    Settle,
+    /// Nothing is asked for so many milliseconds.
+    Wait(u64),
+    /// All images are lost.
+    LoseImages,
+    /// A worker is asked to shut down.
+    Shutdown(usize),
+}
+
+/// What a commit does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Works.
+    Good,
+    /// Works, and migrates.
+    Updates,
+    /// Its migration fails.
+    UpdateFails,
+    /// Never becomes healthy.
+    Unhealthy,
+    /// Migrates, and then never becomes healthy.
+    UpdatesThenUnhealthy,
+    /// Exits while it is probed.
+    Exits,
+    /// Cannot be built.
+    Unbuildable,
+    /// Works, and takes a while to be healthy.
+    Slow,
+}
+
+impl Kind {
+    const ALL: [Self; 8] = [
+        Self::Good,
+        Self::Updates,
+        Self::UpdateFails,
+        Self::Unhealthy,
+        Self::UpdatesThenUnhealthy,
+        Self::Exits,
+        Self::Unbuildable,
+        Self::Slow,
+    ];
+
+    pub(crate) fn behaviour(self) -> Behaviour {
+        let good = Behaviour::good();
+        match self {
+            Self::Good => good,
+            Self::Updates => good.updates(),
+            Self::UpdateFails => good.update_fails(),
+            Self::Unhealthy => good.unhealthy(),
+            Self::UpdatesThenUnhealthy => good.updates().unhealthy(),
+            Self::Exits => good.exits_after(1),
+            Self::Unbuildable => good.unbuildable(),
+            Self::Slow => good.updates().healthy_after(3).takes(Duration::from_secs(4)),
+        }
+    }
+}
+
+impl Plan {
+    const fn new(scenario: &'static str, script: Vec<Act>) -> Self {
+        Self {
+            scenario,
+            seed: 0,
+            instances: 1,
+            after_stop: false,
+            workers: 2,
+            order: Order::Random,
+            script,
+            faults: Vec::new(),
+            odds: Odds::NONE,
+            blows: Vec::new(),
+            further_blows: 0,
+            cancel: None,
+            mutant: None,
+            keep_trace: false,
+        }
+    }
+
+    const fn instances(mut self, instances: usize) -> Self {
+        self.instances = instances;
+        self
+    }
+
+    const fn after_stop(mut self) -> Self {
+        self.after_stop = true;
+        self
+    }
+
+    const fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// The same plan with one call that fails.
+    #[must_use]
+    pub fn fault(mut self, call: u64, fault: Fault) -> Self {
+        self.faults.push((call, fault));
+        self
+    }
+
+    /// The same plan with a blow to a worker.
+    #[must_use]
+    pub fn blow(mut self, worker: usize, poll: u64, blow: Blow) -> Self {
+        self.blows.push((worker, poll, blow));
+        self
+    }
+
+    /// The named scenarios: every plan of the machine.
+    #[must_use]
+    pub fn scenarios() -> Vec<Self> {
+        use Act::{Deploy, LoseImages, Push, RollBack, Settle, Shutdown, Wait};
+        use Kind::{Exits, Good, Slow, Unbuildable, Unhealthy, UpdateFails, Updates, UpdatesThenUnhealthy};
+        let back = |to| RollBack { to, code_only: false };
+        vec![
+            Self::new("first", vec![Deploy(Good)]).workers(1),
+            Self::new("first-fails", vec![Deploy(UpdatesThenUnhealthy)]),
+            Self::new("over-a-previous", vec![Deploy(Good), Settle, Deploy(Good)]),
+            Self::new("update", vec![Deploy(Good), Settle, Deploy(Updates)]),
+            Self::new("update-fails", vec![Deploy(Good), Settle, Deploy(UpdateFails)]),
+            Self::new("unhealthy", vec![Deploy(Updates), Settle, Deploy(UpdatesThenUnhealthy)]),
+            Self::new("exits", vec![Deploy(Good), Settle, Deploy(Exits)]),
+            Self::new("unbuildable", vec![Deploy(Good), Settle, Deploy(Unbuildable), Deploy(Good)]),
+            Self::new("rollback", vec![Deploy(Updates), Settle, Deploy(Updates), Settle, back(0)]),
+            Self::new(
+                "rollback-code-only",
+                vec![Deploy(Good), Settle, Deploy(Updates), Settle, RollBack { to: 0, code_only: true }],
+            ),
+            Self::new(
+                "rollback-image-gone",
+                vec![Deploy(Good), Settle, Deploy(Updates), Settle, LoseImages, back(0)],
+            ),
+            Self::new(
+                "rollback-of-a-rollback",
+                vec![Deploy(Good), Settle, Deploy(Updates), Settle, back(0), Settle, back(2)],
+            ),
+            Self::new("two-instances", vec![Deploy(Good), Settle, Deploy(Updates)]).instances(2),
+            Self::new("two-instances-unhealthy", vec![Deploy(Good), Settle, Deploy(Unhealthy)]).instances(2),
+            Self::new("supersede", vec![Deploy(Slow), Push(Good), Push(Good), Push(Updates)]).workers(3),
+            Self::new("burst", vec![Push(Good), Push(Updates), Deploy(Unhealthy), Push(Good)]).workers(3),
+            Self::new("after-stop", vec![Deploy(Good), Settle, Deploy(UpdatesThenUnhealthy), Deploy(Good)])
+                .after_stop(),
+            Self::new(
+                "shutdown",
+                vec![Deploy(Good), Settle, Deploy(Slow), Wait(4000), Shutdown(0), Shutdown(1)],
+            )
+            .workers(3),
+        ]
+    }
+
+    /// The scenario of that name.
+    #[must_use]
+    pub fn scenario(name: &str) -> Option<Self> {
+        Self::scenarios().into_iter().find(|plan| plan.scenario == name)
+    }
+
+    /// A plan that follows from a seed alone.
+    #[must_use]
+    pub fn random(seed: u64) -> Self {
+        let chance = &mut Chance::new(seed);
+        let workers = 1 + index(chance, 3);
+        let plan = Self::new("random", random_script(chance, workers));
+        let order = [Order::Random, Order::Random, Order::NewestFirst, Order::OldestFirst];
+        let odds = [(0, 0), (100, 100), (200, 300), (400, 600), (50, 1500)];
+        let (store, ports) = odds[index(chance, odds.len())];
+        let slow = [0, 0, 100, 500][index(chance, 4)];
+        let latency = if chance.is(1, 3) { Duration::from_millis(20) } else { Duration::ZERO };
+        let blow_count = [0, 1, 2, 4][index(chance, 4)];
+        let blows = (0..blow_count).map(|_| {
+            let poll = chance.below(600);
+            (index(chance, workers), poll, random_blow(chance))
+        });
+        Self {
+            seed,
+            blows: blows.collect(),
+            instances: [1, 1, 2][index(chance, 3)],
+            after_stop: chance.is(1, 3),
+            workers,
+            order: order[index(chance, order.len())],
+            odds: Odds::new(store, ports).latency(latency, slow),
+            further_blows: [0, 20, 50][index(chance, 3)],
+            ..plan
+        }
+    }
+
+    /// Whether everything is checked afterwards, what takes longer too: secrets, and that recovery changes nothing.
+    pub(crate) const fn is_thorough(&self) -> bool {
+        self.seed.is_multiple_of(8)
+    }
+
+    /// How to run exactly this plan again, if it comes from a seed.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let mutant = self.mutant.map_or(String::new(), |mutant| format!(" --mutant {}", mutant.as_str()));
+        if self.scenario == "random" {
+            return format!("cargo xtask simulate --first {} --seeds 1{mutant} --trace", self.seed);
+        }
+        let mut command = format!("cargo xtask simulate --scenario {}{mutant} --trace", self.scenario);
+        for (call, fault) in &self.faults {
+            command += &format!(" --fault {call}:{fault:?}");
+        }
+        for (worker, poll, blow) in &self.blows {
+            match blow {
+                Blow::Kill => command += &format!(" --kill {worker}:{poll}"),
+                Blow::Freeze(duration) => {
+                    command += &format!(" --freeze {worker}:{poll}:{}", duration.as_secs())
+                }
+            }
+        }
+        if let Some((act, poll)) = self.cancel {
+            command += &format!(" --cancel {act}:{poll}");
+        }
+        command
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scenario, seed, workers, instances, script, .. } = self;
+        write!(f, "{scenario} (seed {seed}, {workers} workers, {instances} instances): {script:?}")
+    }
+}
+
+fn index(chance: &mut Chance, count: usize) -> usize {
+    usize::try_from(chance.below(count as u64)).unwrap_or(0)
+}
+
+/// A kill, or a freeze that is sometimes shorter and sometimes longer than a lease.
+pub(crate) fn random_blow(chance: &mut Chance) -> Blow {
+    if chance.is(1, 2) { Blow::Kill } else { Blow::Freeze(Duration::from_secs(1 + chance.below(30))) }
+}
+
+/// About four requests, most of them deployments.
+fn random_script(chance: &mut Chance, workers: usize) -> Vec<Act> {
+    let mut script = Vec::new();
+    let mut asked = Vec::new();
+    for _ in 0..3 + chance.below(3) {
+        let kind = if chance.is(1, 2) { Kind::Updates } else { Kind::ALL[index(chance, Kind::ALL.len())] };
+        let earlier = (!asked.is_empty()).then(|| asked[index(chance, asked.len().max(1))]);
+        let act = match (chance.below(12), earlier) {
+            (0..=4, _) | (_, None) => Act::Deploy(kind),
+            (5..=7, _) => Act::Push(kind),
+            (8 | 9, Some(to)) => Act::RollBack { to, code_only: chance.is(1, 4) },
+            (10, Some(of)) => Act::Cancel(of),
+            (_, Some(_)) if chance.is(1, 3) => Act::LoseImages,
+            _ => Act::Shutdown(index(chance, workers)),
+        };
+        if matches!(act, Act::Deploy(_) | Act::Push(_) | Act::RollBack { .. }) {
+            asked.push(script.len());
+        }
+        script.push(act);
+        match chance.below(3) {
+            0 => script.push(Act::Settle),
+            1 => script.push(Act::Wait(chance.below(5000))),
+            _ => {}
+        }
+    }
+    script
+}

@@ -1,0 +1,129 @@
+//! The requests of a plan, as a client makes them: again and again until they are answered.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::{Either, select};
+use ocore_core::{
+    engine::{Engine, EngineError, RollbackRequest},
+    executor::Executor,
+    id::DeploymentId,
+    port::EnvironmentStore as _,
+    request::{DeployRequest, Push},
+};
+
+use crate::{
+    cluster::{Cluster, ENVIRONMENT, REPOSITORY},
+    plan::{Act, Kind},
+    verdict::now,
+};
+
+/// How long a client waits for an answer before it asks again.
+const PATIENCE: Duration = Duration::from_secs(8);
+
+/// How long a client waits for the environment to come to rest before it asks for more.
+const SETTLE_MAX: Duration = Duration::from_secs(120);
+
+/// Asks for everything in the script.
+pub(crate) async fn run(cluster: Arc<Cluster>, client: Engine) {
+    for (number, act) in cluster.plan.script.clone().into_iter().enumerate() {
+        match act {
+            Act::Deploy(kind) => deploy(&cluster, &client, number, kind).await,
+            Act::Push(kind) => push(&cluster, &client, number, kind).await,
+            Act::RollBack { to, code_only } => roll_back(&cluster, &client, number, to, code_only).await,
+            Act::Cancel(of) => cancel(&cluster, &client, of).await,
+            Act::Settle => settle(&cluster).await,
+            Act::Wait(millis) => cluster.clock.sleep(Duration::from_millis(millis)).await,
+            Act::LoseImages => cluster.world.lose_images(),
+            Act::Shutdown(worker) => cluster.shut_down(worker),
+        }
+    }
+}
+
+async fn deploy(cluster: &Cluster, client: &Engine, number: usize, kind: Kind) {
+    let sha = cluster.world.push("main", "a commit", kind.behaviour());
+    let accepted = insist(cluster, || {
+        let request = DeployRequest::manual(ENVIRONMENT).commit(&sha).actor("ada");
+        client.deploy(request.idempotency_key(format!("act-{number}")))
+    });
+    if let Some(Ok(accepted)) = accepted.await {
+        cluster.asked(number, accepted.id);
+    }
+}
+
+async fn push(cluster: &Cluster, client: &Engine, number: usize, kind: Kind) {
+    let sha = cluster.world.push("main", "a commit", kind.behaviour());
+    let accepted = insist(cluster, || {
+        client.push(Push::new(REPOSITORY, "main", &sha, format!("delivery-{number}")).actor("git"))
+    });
+    if let Some(Ok(accepted)) = accepted.await {
+        for accepted in accepted {
+            cluster.asked(number, accepted.id);
+        }
+    }
+}
+
+async fn roll_back(cluster: &Cluster, client: &Engine, number: usize, to: usize, code_only: bool) {
+    let Some(to) = cluster.id_of(to) else { return };
+    let accepted = insist(cluster, || {
+        let request = RollbackRequest::to(to).idempotency_key(format!("act-{number}")).actor("ada");
+        client.roll_back(if code_only { request.code_only() } else { request })
+    });
+    if let Some(Ok((accepted, _))) = accepted.await {
+        cluster.asked(number, accepted.id);
+    }
+}
+
+pub(crate) async fn cancel(cluster: &Cluster, client: &Engine, of: usize) {
+    if let Some(id) = cluster.id_of(of) {
+        cancel_deployment(cluster, client, id).await;
+    }
+}
+
+async fn cancel_deployment(cluster: &Cluster, client: &Engine, id: DeploymentId) {
+    // Refusals are answers too.
+    let _answer = insist(cluster, || client.cancel(id, "ada")).await;
+}
+
+/// Waits until nothing is under way, for a while.
+async fn settle(cluster: &Cluster) {
+    let until = cluster.clock.now() + SETTLE_MAX;
+    while cluster.clock.now() < until {
+        cluster.clock.sleep(Duration::from_millis(500)).await;
+        let record = now(cluster.store.environment(cluster.journal.environment()));
+        if record.is_some_and(|it| it.attention.is_some() || it.active.is_none() && it.queued == 0) {
+            return;
+        }
+    }
+}
+
+/// Asks until there is an answer that is not the store's failure; not for ever.
+async fn insist<T, F: Future<Output = Result<T, EngineError>>>(
+    cluster: &Cluster,
+    ask: impl Fn() -> F,
+) -> Option<Result<T, EngineError>> {
+    for _ in 0..20 {
+        let asked = std::pin::pin!(ask());
+        match select(asked, cluster.clock.sleep(PATIENCE)).await {
+            Either::Left((Err(EngineError::Store(_)), _)) | Either::Right(_) => {
+                cluster.clock.sleep(Duration::from_millis(300)).await;
+            }
+            Either::Left((answer, _)) => return Some(answer),
+        }
+    }
+    None
+}
+
+/// Resolves what needs attention, until the environment is quiet.
+pub(crate) async fn heal(cluster: Arc<Cluster>, client: Engine) {
+    loop {
+        let Some(record) = now(cluster.store.environment(cluster.journal.environment())) else { return };
+        if record.attention.is_some() && record.active.is_none() {
+            // Its recovery may wait already; then this is refused.
+            let _answer =
+                client.resolve(ENVIRONMENT, ocore_core::engine::Resolution::Resume, "operator").await;
+        } else if record.active.is_none() && record.queued == 0 {
+            return cluster.rest();
+        }
+        cluster.clock.sleep(Duration::from_secs(1)).await;
+    }
+}

@@ -1,0 +1,126 @@
+//! What must hold when everything has come to rest.
+
+use futures::FutureExt as _;
+use ocore_core::{
+    deployment::Deployment,
+    id::EventSeq,
+    machine::{Outcome, State},
+    port::{
+        EnvironmentStore as _, Filter, HistoryStore as _, LogStore as _, SnapshotState, SnapshotStore as _,
+    },
+    release::Window,
+    testing::memory::MemoryStore,
+};
+
+use crate::journal::{Accepted, Journal, Write};
+
+/// A value that the fake source prints, and that must be found nowhere.
+pub(crate) const CANARY: &str = "canary-6f1d0c3a9b";
+
+/// Checks everything that can be checked at rest; the violations are in the journal.
+pub(crate) fn check(journal: &Journal, store: &MemoryStore, thorough: bool) {
+    let mut accepted = journal.lock();
+    journal.check_world(&mut accepted, "at rest");
+    for rule in journal.world().broken_rules() {
+        accepted.blame(format!("the world: {rule}"));
+    }
+    let records =
+        now(store.history(&Filter::environment(journal.environment().clone()), None, 1000)).deployments;
+    for record in &records {
+        if record.outcome().is_none() {
+            accepted.blame(format!(
+                "I1: {} is not over: {}",
+                record.id,
+                record.state.step().map_or("", |s| s.as_str())
+            ));
+        }
+    }
+    check_live(journal, store, &mut accepted);
+    check_writes(journal, &mut accepted);
+    check_snapshots(journal, store, &mut accepted);
+    if thorough {
+        check_secrets(store, &records, &mut accepted);
+    }
+}
+
+fn check_live(journal: &Journal, store: &MemoryStore, accepted: &mut Accepted) {
+    let Some(record) = now(store.environment(journal.environment())) else { return };
+    if record.live.as_deref() != accepted.live.as_ref() {
+        accepted.blame(format!("I5: {:?} is recorded as live, not {:?}", record.live, accepted.live));
+    }
+    if record.active.is_some() || record.queued > 0 || record.attention.is_some() {
+        accepted.blame(format!("L1: the environment is not quiet: {record:?}"));
+    }
+}
+
+/// No acknowledged write is lost, but those that an undo or a rollback is known to lose.
+fn check_writes(journal: &Journal, accepted: &mut Accepted) {
+    let mut lost = Vec::new();
+    for instance in journal.instances() {
+        let data = journal.world().data(journal.environment(), instance).unwrap_or_default();
+        let writes = accepted.writes.iter().filter(|write| write.instance == *instance);
+        let missing = writes.filter(|write| data.writes.binary_search(&write.number).is_err());
+        lost.extend(missing.filter(|write| !is_excused(journal, accepted, write)).cloned());
+    }
+    for write in lost.iter().take(3) {
+        accepted.blame(format!("I6: an acknowledged write is lost: {write:?}"));
+    }
+}
+
+fn is_excused(journal: &Journal, accepted: &Accepted, write: &Write) -> bool {
+    accepted.tracks.values().any(|track| {
+        let (Some(began), Some(ended)) = (track.began_at, track.finished_at) else { return false };
+        let restored = track.restored_at.iter().any(|at| *at >= write.at);
+        let own = track.record.id == write.by;
+        let window = matches!(track.record.windows.get(&write.instance), Some(Window::Open(_)));
+        let undone = restored && began <= write.at && (own || window);
+        // A recovery undoes what the stranded deployment did; it began when that did.
+        let recovered = restored
+            && track.record.answers().and_then(|of| accepted.tracks.get(&of)).is_some_and(|stranded| {
+                let window = matches!(stranded.record.windows.get(&write.instance), Some(Window::Open(_)));
+                matches!(stranded.record.outcome(), Some(Outcome::Stranded { .. }))
+                    && (stranded.record.id == write.by || window)
+            });
+        let rolled_back = matches!(track.record.outcome(), Some(Outcome::Running(_)))
+            && write.at <= ended
+            && track.loads.get(&write.instance).is_some_and(|reference| {
+                let held = journal.world().snapshot(reference).flatten().unwrap_or_default();
+                held.writes.binary_search(&write.number).is_err()
+            });
+        undone || recovered || rolled_back
+    })
+}
+
+/// Every snapshot that is offered is there.
+fn check_snapshots(journal: &Journal, store: &MemoryStore, accepted: &mut Accepted) {
+    for record in now(store.snapshots(journal.environment())) {
+        let kept = record.state == SnapshotState::Kept;
+        if kept && journal.world().snapshot(&record.snapshot.reference).is_none() {
+            accepted.blame(format!("I12: the snapshot {} is gone", record.snapshot.reference));
+        }
+    }
+}
+
+/// No secret is stored anywhere.
+fn check_secrets(store: &MemoryStore, records: &[Deployment], accepted: &mut Accepted) {
+    for record in records {
+        let events = now(store.events(record.id, EventSeq::default(), 10_000));
+        let json = serde_json::to_string(&(record, &events)).unwrap_or_default();
+        if json.contains(CANARY) {
+            accepted.blame(format!("I17: a secret is in the record or the log of {}", record.id));
+        }
+        let lines = events.len();
+        if lines > 2000 {
+            accepted.blame(format!("I18: {} has {lines} events", record.id));
+        }
+        if matches!(record.state, State::Finished(_)) && record.finished_at.is_none() {
+            accepted.blame(format!("{} is over, but nobody knows since when", record.id));
+        }
+    }
+}
+
+/// The in-memory store answers at once.
+pub(crate) fn now<T>(answer: impl Future<Output = ocore_core::port::StoreResult<T>>) -> T {
+    let answer = answer.now_or_never().expect("the store in memory never waits");
+    answer.expect("the store in memory never fails")
+}

@@ -1,5 +1,4 @@
 //! What the engine itself costs: a whole deployment whose adapters do nothing, from the request to Running.
-#![expect(missing_docs, reason = "criterion's macros make public functions")]
 
 use std::time::Duration;
 

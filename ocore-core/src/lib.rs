@@ -9,6 +9,17 @@
 //! A host builds an [`Engine`](engine::Engine) from six adapters, saves environments, asks for deployments and
 //! runs workers. See the repository's `README.md` for a whole program.
 
+/// Whether a bug is planted here (`testing::mutants`). Constantly `false` without the `testing` feature.
+macro_rules! planted {
+    ($mutant:ident) => {{
+        #[cfg(feature = "testing")]
+        let planted = $crate::testing::mutants::active($crate::testing::mutants::Mutant::$mutant);
+        #[cfg(not(feature = "testing"))]
+        let planted = false;
+        planted
+    }};
+}
+
 pub mod deployment;
 pub mod engine;
 pub mod environment;

@@ -437,6 +437,9 @@ impl State {
             Self::Probe(state) => state.give_up(cause),
             Self::Restore(state) if !state.toward.is_back() => state.cutover.undo(begun, cause),
             Self::Withdraw(state) if !state.toward.is_back() => state.give_up(cause),
+            Self::Withdraw(_) | Self::Restore(_) | Self::Revive(_) if planted!(CancelStopsUndo) => {
+                Self::finished(Outcome::Untouched(cause))
+            }
             Self::Withdraw(_) | Self::Restore(_) | Self::Revive(_) | Self::Finished(_) => {
                 return Cancel::TooLate(self);
             }

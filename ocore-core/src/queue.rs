@@ -30,6 +30,7 @@ impl LaneQueue {
                 waiting.find(|(_, recovers)| *recovers == Some(stranded)).map(|(id, _)| *id)
             }
             None if self.paused => None,
+            None if planted!(LastInFirstOut) => self.waiting.last().map(|(id, _)| *id),
             None => self.waiting.first().map(|(id, _)| *id),
         }
     }
@@ -104,7 +105,7 @@ impl fmt::Display for Waiting {
 pub fn supersedes(new: &Trigger, policy: bool, queued: &Deployment) -> bool {
     policy
         && *new == Trigger::Push
-        && queued.request.trigger == Trigger::Push
+        && (queued.request.trigger == Trigger::Push || planted!(SupersedeManual))
         && queued.state == State::Queued
         && !queued.kept_by_store.begun
 }

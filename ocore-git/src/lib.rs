@@ -1,1 +1,35 @@
 //! The Source of ocore over git2.
+//!
+//! [`GitSource`] keeps a mirror of each repository, fetches into it incrementally, and writes checkouts of exactly
+//! one commit. What it may do is its [`SourcePolicy`]; what it shows to hosts are [`Credentials`].
+//!
+//! * The network: libgit2 never connects by itself. It talks to a port of this machine that leads to the one host,
+//!   at the addresses that were looked up and checked once. Time limits, size limits and cancellation act there, so
+//!   they act while libgit2 waits. A proxy from the host's environment (`https_proxy`) is not used.
+//! * Repositories: nothing that they bring is run or obeyed. Trees are written by this crate's own code, which
+//!   refuses what leaves the tree and what some file system takes for `.git`.
+//! * Memory: libgit2 unpacks an object into memory when it arrives. What arrives is limited
+//!   ([`Limits::received_bytes_max`]), and so is what is written ([`Limits::file_bytes_max`],
+//!   [`Limits::checkout_bytes_max`]); what one hostile object unpacks to on arrival is not.
+//! * Repositories whose ids are SHA-256 are not supported.
+
+mod address;
+mod credentials;
+mod download;
+mod failure;
+mod gate;
+mod gitmodules;
+mod location;
+mod mirror;
+mod names;
+mod policy;
+mod resolve;
+mod source;
+mod stop;
+mod tree;
+
+pub use self::{
+    credentials::{Credentials, HostKey},
+    policy::{Addresses, CaseCollisions, Limits, LocalPaths, Protocol, SourcePolicy, Submodules},
+    source::GitSource,
+};

@@ -3,8 +3,9 @@
 //! * [`LocalBuilder`] makes a release directory of a checkout; the repository's `Procfile` says what to run.
 //! * [`LocalRuntime`] runs releases as processes that outlive the worker.
 //! * [`LocalSnapshotter`] copies an instance's data directory and puts it back atomically.
+//! * [`SqliteStore`] keeps everything else in one file, which several processes may share.
 //!
-//! All three take the same root directory, which belongs to ocore alone:
+//! The first three take the same root directory, which belongs to ocore alone:
 //!
 //! ```text
 //! ROOT/releases/DEPLOYMENT-FENCE/            a release: tree/ and manifest
@@ -23,9 +24,15 @@ mod process;
 mod procfile;
 mod runtime;
 mod snapshotter;
+mod store;
 mod tree;
 
-pub use self::{builder::LocalBuilder, runtime::LocalRuntime, snapshotter::LocalSnapshotter};
+pub use self::{
+    builder::LocalBuilder,
+    runtime::LocalRuntime,
+    snapshotter::LocalSnapshotter,
+    store::{Durability, SqliteStore},
+};
 
 /// The root directory as it is found from anywhere.
 fn absolute(root: std::path::PathBuf) -> std::path::PathBuf {

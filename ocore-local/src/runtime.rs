@@ -170,7 +170,6 @@ impl LocalRuntime {
 
     fn spawn(&self, context: &Context, place: &Place, launch: &Launch, name: Name) -> Result<()> {
         let log = place.records.log(name);
-        log::remove(&log);
         let (keeper, output, pipe) =
             log::keep(&log, self.log_bytes).permanent("start /bin/sh, which keeps logs")?;
         let error = output.try_clone().transient("share the pipe to the log")?;
@@ -227,8 +226,7 @@ impl Runtime for LocalRuntime {
         let _held = place.fenced.enter(context).await?;
         not_cancelled(context)?;
         place.end(|name| name.deployment == deployment, self.grace).await?;
-        let records = place.records.all()?.into_iter().filter(|record| record.deployment == deployment);
-        records.map(|record| record.name()).try_for_each(|name| place.records.remove(name))
+        place.records.remove_all(deployment)
     }
 
     async fn revive(&self, context: &Context, live: &LiveInstance, release: &Release) -> Result<Started> {

@@ -13,9 +13,9 @@ const HELP: &str = "\
 What people and CI run.
 
     cargo xtask test                   everything that CI runs, stopping at the first failure
-    cargo xtask simulate [OPTION …]    the simulated world, in the `sim` profile:
+    cargo xtask simulate [OPTION …]    the simulated world, in the `sim` profile: every single fault, or else
         --seeds N                      so many random schedules
-        --pairs                        every pair of faults, too
+        --pairs                        every pair of faults
                                        (all options: cargo xtask simulate --help)
     cargo xtask bench [ARGUMENT …]     the benches; arguments go to `cargo bench`, as in: --bench engine
     cargo xtask help                   this text

@@ -5,39 +5,46 @@ use std::process::{Command, Stdio};
 /// A program, and how to get it.
 struct Tool {
     program: &'static str,
-    argument: &'static str,
+    arguments: &'static str,
     needed_for: &'static str,
     install: &'static str,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 6] = [
     Tool {
         program: "cc",
-        argument: "--version",
+        arguments: "--version",
         needed_for: "linking, SQLite and libgit2",
         install: "install a C compiler: `apt-get install build-essential`, `dnf install gcc`, `xcode-select --install`",
     },
     Tool {
         program: "make",
-        argument: "--version",
+        arguments: "--version",
         needed_for: "the custom adapter example",
         install: "install make: `apt-get install make`, `dnf install make`, `xcode-select --install`",
     },
     Tool {
         program: "git",
-        argument: "--version",
+        arguments: "--version",
         needed_for: "the repositories that tests make",
         install: "install git: `apt-get install git`, `dnf install git`, `brew install git`",
     },
     Tool {
+        program: "pkg-config",
+        arguments: "--exists openssl",
+        needed_for: "git over https and ssh, with the headers of OpenSSL",
+        install: "install both: `apt-get install pkg-config libssl-dev`, `dnf install pkgconf openssl-devel`, \
+                  `brew install pkgconf openssl`",
+    },
+    Tool {
         program: "rustfmt",
-        argument: "--version",
+        arguments: "--version",
         needed_for: "the format check",
         install: "run `rustup component add rustfmt`",
     },
     Tool {
         program: "cargo-clippy",
-        argument: "--version",
+        arguments: "--version",
         needed_for: "the lints",
         install: "run `rustup component add clippy`",
     },
@@ -52,22 +59,31 @@ pub(crate) fn check() -> Result<(), String> {
 }
 
 fn missing(tools: &[Tool]) -> Result<(), String> {
-    let missing = tools.iter().filter(|tool| !answers(tool.program, &[tool.argument]));
+    let missing = tools.iter().filter(|tool| !answers(tool.program, tool.arguments));
     let lines: Vec<String> = missing
-        .map(|tool| format!("\n  {} is missing ({}): {}", tool.program, tool.needed_for, tool.install))
+        .map(|tool| {
+            format!(
+                "\n  `{} {}` does not work (needed for {}): {}",
+                tool.program, tool.arguments, tool.needed_for, tool.install
+            )
+        })
         .collect();
     if lines.is_empty() { Ok(()) } else { Err(format!("this machine lacks something:{}", lines.concat())) }
 }
 
 /// Whether `cargo nextest` can be used.
 pub(crate) fn has_nextest() -> bool {
-    answers("cargo-nextest", &["nextest", "--version"])
+    answers("cargo-nextest", "nextest --version")
 }
 
-fn answers(program: &str, arguments: &[&str]) -> bool {
+fn answers(program: &str, arguments: &str) -> bool {
     let silent = || Stdio::null();
-    let status =
-        Command::new(program).args(arguments).stdin(silent()).stdout(silent()).stderr(silent()).status();
+    let status = Command::new(program)
+        .args(arguments.split(' '))
+        .stdin(silent())
+        .stdout(silent())
+        .stderr(silent())
+        .status();
     status.is_ok_and(|status| status.success())
 }
 
@@ -79,7 +95,7 @@ mod tests {
     fn a_missing_program_is_named_with_what_to_do() {
         let absent = Tool { program: "no-such-program-of-ocore", ..TOOLS[0] };
         let error = missing(&[absent]).unwrap_err();
-        assert!(error.contains("no-such-program-of-ocore is missing"), "{error}");
+        assert!(error.contains("`no-such-program-of-ocore --version` does not work"), "{error}");
         assert!(error.contains("build-essential"), "{error}");
     }
 }

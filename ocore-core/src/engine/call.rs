@@ -60,7 +60,7 @@ impl Caller {
         let executor = &self.shared.executor;
         select_biased! {
             answer = call => self.judge(answer),
-            () = executor.sleep(deadline).fuse() => {
+            () = executor.sleep(if planted!(DeadlineIgnored) { Duration::MAX } else { deadline }).fuse() => {
                 context.cancellation().cancel();
                 select_biased! {
                     answer = call => if let Ok(Ok(answer)) = answer { return Ok(answer) },

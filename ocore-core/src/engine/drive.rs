@@ -89,7 +89,7 @@ impl Driver {
         if deployment.kept_by_store.cancel.is_some() {
             cancel.cancel();
         }
-        let resumed = lost_worker.then(|| deployment.state.clone().lost_worker());
+        let resumed = (lost_worker && !planted!(ForgetBegun)).then(|| deployment.state.clone().lost_worker());
         let sink = Arc::new(LogSink::new(shared.clone()));
         let since = shared.executor.now();
         Self { crew, sink, cancel, deployment, resumed, fence, since, snapshots: Vec::new(), shared }
@@ -172,6 +172,7 @@ impl Driver {
                     Why::Shutdown => self.hand_over(step.into().interrupted()).await,
                     Why::Cancel => {
                         let (Cancel::Accepted(state) | Cancel::TooLate(state)) = step.into().cancel(true);
+                        let fresh_fence = fresh_fence && !planted!(CancelKeepsFence);
                         self.write(Decision { fresh_fence, ..Decision::go_on(state) }).await
                     }
                 }
@@ -288,6 +289,10 @@ impl Driver {
             self.cancel.cancel();
             return Turn::Next;
         }
+        if answer == Committed::Fenced && planted!(FencedIgnored) {
+            self.deployment = commit.deployment;
+            return Turn::Next;
+        }
         if answer == Committed::Fenced {
             tracing::warn!(deployment = %self.deployment.id, "another worker has taken over");
             return Turn::Over(None);
@@ -338,16 +343,20 @@ impl Driver {
             let hand_over = (self.crew.phase() >= Phase::HandingOver).then_some(Duration::ZERO);
             return match decision.after.or(hand_over) {
                 Some(after) => Next::Release { after },
-                None => Next::Continue { fresh_fence: decision.fresh_fence },
+                None => {
+                    Next::Continue { fresh_fence: decision.fresh_fence && !planted!(SameFenceAfterTimeout) }
+                }
             };
         };
         let recovery = matches!(self.deployment.request.trigger, Trigger::Recovery { .. });
         Next::Finish(Finish {
             live: match outcome {
+                Outcome::Undone { .. } if planted!(LiveNotUpdatedAfterRevive) => None,
                 Outcome::Running(live) | Outcome::Undone { live: Some(live), .. } => Some(live.clone()),
                 _ => None,
             },
             attention: match outcome {
+                Outcome::Stranded { .. } if planted!(StrandedNotMarked) => None,
                 Outcome::Stranded { .. } => Some(true),
                 Outcome::Undone { .. } if recovery => Some(false),
                 _ => None,

@@ -85,7 +85,10 @@ fn single<Evidence>(result: Result<Evidence, Failure>) -> Report<Evidence> {
 }
 
 /// For steps whose success needs no evidence, but whose failure keeps the names of what was done.
-fn names(done: BTreeMap<InstanceName, ()>, failures: Vec<Failure>) -> Report<(), BTreeSet<InstanceName>> {
+fn names(done: BTreeMap<InstanceName, ()>, mut failures: Vec<Failure>) -> Report<(), BTreeSet<InstanceName>> {
+    if planted!(SwallowUnanswered) {
+        failures.retain(|failure| failure.class != FailureClass::Unanswered);
+    }
     if failures.is_empty() {
         Report::Done(())
     } else {
@@ -214,6 +217,9 @@ impl Perform for Snapshot {
 impl Perform for Stop {
     async fn perform(&self, caller: &Caller) -> Report<Stopped, BTreeSet<InstanceName>> {
         let job = self.job();
+        if planted!(StopSkipped) {
+            return Report::Done(Stopped::default());
+        }
         let deadline = Caller::policy(job).deadlines.stop;
         let serving = job.previous.iter().flat_map(|live| &live.instances);
         let work = serving.filter(|(name, _)| !self.stopped().contains(*name)).map(|(name, live)| {
@@ -249,7 +255,11 @@ async fn windows(state: &Stop, caller: &Caller) -> BTreeMap<InstanceName, Window
             let context = caller.context(job).for_instance(name);
             let changed = caller.shared.snapshotter.changed_since(&context, instance, snapshot);
             let changed = caller.answer(&context, deadline, changed).await.unwrap_or(true);
-            Ok(if changed { Window::Open(between(snapshot.taken_at, now)) } else { Window::Empty })
+            Ok(if changed && !planted!(WindowAlwaysEmpty) {
+                Window::Open(between(snapshot.taken_at, now))
+            } else {
+                Window::Empty
+            })
         }))
     });
     caller.each(job, work.collect()).await.0
@@ -264,7 +274,8 @@ impl Perform for Restore {
         let job = self.job();
         let data = self.data();
         let deadline = Caller::policy(job).deadlines.restore;
-        let work = data.iter().filter(|(name, _)| !self.restored().contains(*name));
+        let instances = if planted!(RestoreFirstOnly) { 1 } else { usize::MAX };
+        let work = data.iter().take(instances).filter(|(name, _)| !self.restored().contains(*name));
         let work = work.filter_map(|(name, snapshot)| {
             // An instance that the environment does not have any more has no data to put back.
             let instance = instance(job, name)?;
@@ -314,11 +325,17 @@ impl Perform for Start {
 impl Perform for Probe {
     async fn perform(&self, caller: &Caller) -> Report<()> {
         let job = self.job();
+        if planted!(RunningBeforeObserved) {
+            return Report::Done(());
+        }
         let probed = job.environment.instances().iter().filter_map(|instance| {
             let started = self.started().get(&instance.name)?;
             Some(part(&instance.name, healthy(caller, job, instance, started)))
         });
-        let (_, failures) = caller.each(job, probed.collect()).await;
+        let (healthy, failures) = caller.each(job, probed.collect()).await;
+        if planted!(OneHealthyIsEnough) && !healthy.is_empty() {
+            return Report::Done(());
+        }
         if !failures.is_empty() {
             return all_or_nothing(failures);
         }
@@ -390,6 +407,9 @@ async fn tail(caller: &Caller, job: &Job, instance: &Instance, started: &Started
 impl Perform for Withdraw {
     async fn perform(&self, caller: &Caller) -> Report<(), BTreeSet<InstanceName>> {
         let job = self.job();
+        if planted!(WithdrawSkipped) {
+            return Report::Done(());
+        }
         let deadline = Caller::policy(job).deadlines.start;
         let missing = job.environment.instances().iter().filter(|it| !self.withdrawn().contains(&it.name));
         let work = missing.map(|instance| {

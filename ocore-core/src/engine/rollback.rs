@@ -145,6 +145,9 @@ impl Shared {
     pub(super) async fn data_of(&self, target: &Deployment) -> StoreResult<Result<DataOf, String>> {
         let filter = Filter { replaced: Some(target.id), ..Filter::environment(target.environment.clone()) };
         let page = self.store.history(&filter, None, 1).await?;
+        if planted!(RollbackOffByOne) {
+            return Ok(Ok(DataOf { snapshots: target.snapshots.clone(), windows: BTreeMap::new() }));
+        }
         let Some(successor) = page.deployments.into_iter().next() else {
             let reason = "no later deployment has a snapshot of its data; roll back the code only".to_owned();
             return Ok(Err(reason));

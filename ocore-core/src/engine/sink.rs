@@ -123,6 +123,8 @@ impl Sink for LogSink {
     }
 
     fn hide(&self, secret: &Secret) {
-        self.shared.redactor.hide(secret);
+        if !planted!(SecretForgotten) {
+            self.shared.redactor.hide(secret);
+        }
     }
 }

@@ -366,7 +366,7 @@ impl Fold for Update {
     fn keep(&mut self, (): ()) {}
     /// A migration that failed may have written half of what it meant to, whatever it says: never migrate twice.
     fn again(self, _dirty: bool) -> State {
-        self.cutover.redo()
+        if planted!(UpdateRetriedWithoutRestore) { self.into() } else { self.cutover.redo() }
     }
     fn give_up(self, cause: Cause) -> State {
         self.cutover.undo(true, cause)

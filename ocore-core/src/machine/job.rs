@@ -112,7 +112,7 @@ impl Cutover {
 
     /// The way back. Data is restored only if something may have been written.
     pub(super) fn undo(self, begun: bool, cause: Cause) -> State {
-        if self.touched || begun {
+        if self.touched || begun && !planted!(BegunForgotten) {
             Withdraw::new(self.touched(), Toward::Back(cause)).into()
         } else {
             self.revive(cause)
@@ -144,6 +144,9 @@ impl Job {
     /// Starts again what served before, or ends if nothing did.
     pub(super) fn revive(self, cause: Cause) -> State {
         match self.previous.clone() {
+            Some(previous) if planted!(ReviveSkipped) => {
+                State::finished(Outcome::Undone { cause, live: Some(previous.as_ref().clone()) })
+            }
             Some(previous) => Revive::new(self, previous, cause).into(),
             None => State::finished(Outcome::Undone { cause, live: None }),
         }

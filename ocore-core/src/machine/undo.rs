@@ -148,7 +148,10 @@ impl Fold for Withdraw {
         self.toward.lost_max(&self.cutover.job)
     }
     fn succeed(self, (): ()) -> State {
-        Restore::new(self.cutover, self.toward).into()
+        match self.toward {
+            Toward::Back(cause) if planted!(RestoreSkippedOnUndo) => self.cutover.revive(cause),
+            toward => Restore::new(self.cutover, toward).into(),
+        }
     }
     fn keep(&mut self, withdrawn: Self::Kept) {
         self.withdrawn.extend(withdrawn);

@@ -21,6 +21,8 @@ mod environments;
 mod history;
 mod lanes;
 mod log;
+#[cfg(test)]
+mod mutant;
 mod queue;
 mod snapshots;
 

@@ -31,55 +31,49 @@ macro_rules! mutants {
 mutants! {
     /// The store accepts a commit with an old fence.
     NoFence,
-    /// The snapshot of a deployment is taken after its update.
-    SnapshotAfterUpdate,
     /// After a call without an answer the lane keeps its fence.
     SameFenceAfterTimeout,
     /// A failed update is tried again on the data that it left.
     UpdateRetriedWithoutRestore,
     /// Running is committed before the probe has seen anything.
     RunningBeforeObserved,
-    /// A cancel that arrives with the verdict undoes what is Running already.
-    CancelPastVerdict,
+    /// A deployment ends Running although a cancel came before the verdict.
+    VerdictIgnoresCancel,
     /// A call without an answer counts as done.
     SwallowUnanswered,
     /// The way back leaves the data as it is.
     RestoreSkippedOnUndo,
     /// The way back does not start again what served before.
     ReviveSkipped,
+    /// The way back takes a step that was begun for one that was not.
+    BegunForgotten,
+    /// What serves is not stopped before the new release writes.
+    StopSkipped,
     /// The worker goes on working after its watchdog has rung.
     WatchdogIgnored,
     /// A step whose worker was lost is tried again as if it had never been begun.
     ForgetBegun,
     /// A push takes the place of queued deployments that were asked for by hand.
     SupersedeManual,
-    /// The next deployment of a lane is started before the one before it is over.
-    SuccessorBeforeFinish,
+    /// The deployment that was asked for last is started first.
+    LastInFirstOut,
     /// The way back leaves the new release running.
     WithdrawSkipped,
     /// Attempts are not counted.
     RetryWithoutLimit,
-    /// A commit without an answer counts as refused: the worker leaves its lane.
-    ReleaseOnUnknownCommit,
     /// A claim whose answer was lost is never found again.
     LostClaimIgnored,
-    /// At a shutdown the lane is handed over while the step's call still runs.
-    HandoverMidStep,
-    /// The cancel of a queued deployment also drops the one that is under way.
-    CancelQueuedDropsLane,
     /// A deployment whose undo was given up does not mark its environment.
     StrandedNotMarked,
     /// What was revived is not recorded as live.
     LiveNotUpdatedAfterRevive,
-    /// A step that lost its worker does not count it.
-    PoisonNotCounted,
     /// A fenced commit is taken for a good one.
     FencedIgnored,
     /// A delivery that was seen before makes another deployment.
     KeyForgotten,
     /// A rollback restores the snapshot that its target took: the data before it.
     RollbackOffByOne,
-    /// A health check of another instance counts for this one.
+    /// One healthy instance counts for all.
     OneHealthyIsEnough,
     /// Only the first instance's data is put back.
     RestoreFirstOnly,
@@ -87,8 +81,12 @@ mutants! {
     SecretForgotten,
     /// The window of a snapshot taken before the stop is always recorded as empty.
     WindowAlwaysEmpty,
-    /// A cancel that arrives during a call drops it and keeps the fence.
+    /// A cancel that drops a call keeps the fence.
     CancelKeepsFence,
+    /// A cancel also ends what is being undone.
+    CancelStopsUndo,
+    /// A call may take for ever.
+    DeadlineIgnored,
 }
 
 thread_local! {

@@ -137,15 +137,7 @@ fn variables(context: &Context, instance: &Instance, release: &Path) -> Result<B
         variables.insert("HOME".to_owned(), text(directory)?);
         variables.insert("DATA_DIR".to_owned(), text(directory)?);
     }
-    for (name, value) in &instance.variables {
-        let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        if name.is_empty() || !is_name || value.contains('\0') {
-            return Err(Error::permanent(format!(
-                "the instance's variable {name:?} is no environment variable"
-            )));
-        }
-        variables.insert(name.clone(), value.clone());
-    }
+    variables.extend(instance.variables.clone());
     if let Some(port) = instance.port {
         variables.insert("PORT".to_owned(), port.to_string());
     }

@@ -1,7 +1,7 @@
 //! The log of a started process, with a limit on its size that holds without any worker.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, PipeReader, PipeWriter, Read, Seek, SeekFrom},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
@@ -11,18 +11,22 @@ use std::{
 /// How many of the last bytes are looked at for the last lines.
 const TAIL_BYTES: u64 = 64 * 1024;
 
-/// Reads standard input until its end, into the file `$1`. Past `$2` bytes the file is renamed to `$1.1`, in place of
-/// the one before, and another one is begun. `dd` writes each line as soon as it has read it, and ends after 1024 of
-/// them: then the size is looked at. On a full disk the output is lost, and the program is not disturbed.
+/// Reads standard input until its end, into standard output, which is the file `$1`. Past `$2` bytes the file is
+/// renamed to `$1.1`, in place of the one before, and another one is begun. `dd` writes each line as soon as it has read
+/// it, and ends after 1024 of them: then the size is looked at. On a full disk the output is lost, and the program is not
+/// disturbed. A log that was removed is not made anew: it belongs to something that was withdrawn.
 const KEEPER: &str = r#"
+exec 3>&1
 while :; do
-    report=$(dd bs=4096 count=1024 2>&1 >>"$1")
+    report=$(dd bs=4096 count=1024 2>&1 >&3)
     case $report in
         "0+0 "*) exit 0 ;;
     esac
-    size=$(wc -c <"$1") || exit 1
-    if [ "$size" -ge "$2" ]; then
+    if [ ! -e "$1" ]; then
+        exec 3>/dev/null
+    elif [ "$(wc -c <"$1")" -ge "$2" ]; then
         mv -f "$1" "$1.1"
+        exec 3>>"$1"
     fi
 done
 "#;
@@ -33,6 +37,8 @@ done
 pub(super) fn keep(path: &Path, limit_bytes: u64) -> io::Result<(Child, PipeWriter, u64)> {
     let (reader, writer) = io::pipe()?;
     let pipe = inode(&reader)?;
+    remove(path);
+    let log = OpenOptions::new().create(true).append(true).open(path)?;
     let child = Command::new("/bin/sh")
         .args(["-c", KEEPER, "ocore-log"])
         .arg(path)
@@ -42,7 +48,7 @@ pub(super) fn keep(path: &Path, limit_bytes: u64) -> io::Result<(Child, PipeWrit
         .env("LC_ALL", "C")
         .current_dir("/")
         .stdin(Stdio::from(reader))
-        .stdout(Stdio::null())
+        .stdout(Stdio::from(log))
         .stderr(Stdio::null())
         .process_group(0)
         .spawn()?;
@@ -130,5 +136,19 @@ mod tests {
         }
         drop(writer);
         keeper.wait().unwrap();
+    }
+
+    #[test]
+    fn a_log_that_was_removed_does_not_come_back() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("log");
+        let (mut keeper, mut writer, _) = keep(&path, 1000).unwrap();
+        remove(&path);
+        for _ in 0..100 {
+            writer.write_all(&[b'x'; 4096]).unwrap();
+        }
+        drop(writer);
+        assert!(keeper.wait().unwrap().success());
+        assert!(!path.exists());
     }
 }

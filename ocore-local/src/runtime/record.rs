@@ -156,10 +156,17 @@ impl Records {
     /// Removes a process's record and log.
     pub(super) fn remove(&self, name: Name) -> Result<()> {
         log::remove(&self.log(name));
-        for path in [self.ended(name), self.path(name)] {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other.at("remove", &path)?,
+        remove_file(&self.ended(name))?;
+        remove_file(&self.path(name))
+    }
+
+    /// Removes every record and log of a deployment, also a log whose process was never recorded.
+    pub(super) fn remove_all(&self, deployment: DeploymentId) -> Result<()> {
+        let prefix = format!("{deployment}-");
+        for entry in fs::read_dir(&self.directory).at("list", &self.directory)? {
+            let entry = entry.at("list", &self.directory)?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                remove_file(&entry.path())?;
             }
         }
         Ok(())
@@ -184,4 +191,11 @@ fn read(path: &Path) -> Result<Option<Record>> {
         path.display()
     ))?;
     Ok(Some(record))
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.at("remove", path),
+    }
 }

@@ -146,3 +146,17 @@ pub(crate) fn unmake(entry: &Entry, to: &Path) -> Result<()> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_cannot_fit_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        require_space(root.path(), 1).unwrap();
+        let error = require_space(root.path(), u64::MAX).unwrap_err();
+        assert_eq!(error.kind(), ocore_core::port::ErrorKind::Transient);
+        assert!(error.to_string().contains("no space is left"), "{error}");
+    }
+}

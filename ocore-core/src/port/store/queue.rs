@@ -9,7 +9,7 @@ use crate::{
     environment::Environment,
     event::NewEvent,
     id::{DeploymentId, Fence, WorkerId},
-    machine::Status,
+    machine::{State, Status},
     name::{EnvironmentName, PoolName},
     release::Live,
     request::NewDeployment,
@@ -203,12 +203,13 @@ impl Commit {
     }
 
     /// The record as a store writes it: what the store keeps comes from the stored record, and whether the next
-    /// step counts as begun from what becomes of the lane.
+    /// step counts as begun from what becomes of the lane. A deployment that was claimed is not queued any more,
+    /// even if it is given back before its first step.
     #[must_use]
     pub fn record(&self, stored: &KeptByStore) -> Deployment {
         let mut deployment = self.deployment.clone();
         let version = deployment.kept_by_store.version;
-        let begun = matches!(self.next, Next::Continue { .. });
+        let begun = matches!(self.next, Next::Continue { .. }) || deployment.state == State::Queued;
         deployment.kept_by_store = KeptByStore { version, begun, ..stored.clone() };
         deployment
     }

@@ -8,7 +8,7 @@ mod cancels;
 mod commits;
 mod environments;
 mod history;
-mod lab;
+pub mod lab;
 mod lanes;
 mod leases;
 mod log;

@@ -18,7 +18,7 @@ use crate::{
 pub(super) struct Lanes {
     by_name: BTreeMap<EnvironmentName, Lane>,
     /// When each worker's lease runs out. Never forgotten: an expired worker is refused for ever.
-    workers: HashMap<WorkerId, Duration>,
+    pub(super) workers: HashMap<WorkerId, Duration>,
     /// The lanes of the workers that hold any.
     held: BTreeMap<WorkerId, BTreeSet<EnvironmentName>>,
     /// Lanes with a deployment that nobody holds, by the end of their wait.
@@ -132,16 +132,17 @@ impl Lanes {
         let ticket = self.tickets + 1;
         let wanted = match (lane.queue.active, lane.hold.holder, &lane.place) {
             (Some(_), Some(_), _) => Place::Nowhere,
+            (Some(_), None, Place::Waiting(_, _, ticket)) => {
+                Place::Waiting(pool.clone(), lane.hold.not_before, *ticket)
+            }
             (Some(_), None, _) => Place::Waiting(pool.clone(), lane.hold.not_before, ticket),
             (None, ..) if lane.queue.runnable().is_none() => Place::Nowhere,
-            (None, _, Place::Free(before, ticket)) => {
-                if before == pool {
-                    return;
-                }
-                Place::Free(pool.clone(), *ticket)
-            }
+            (None, _, Place::Free(_, ticket)) => Place::Free(pool.clone(), *ticket),
             (None, ..) => Place::Free(pool.clone(), ticket),
         };
+        if wanted == lane.place {
+            return;
+        }
         self.tickets = ticket;
         match std::mem::replace(&mut lane.place, wanted.clone()) {
             Place::Nowhere => {}
@@ -194,7 +195,10 @@ impl Lanes {
         busy: &[EnvironmentName],
         now: Duration,
     ) -> Option<EnvironmentName> {
-        let forgotten = || self.held(worker.id).find(|name| !busy.contains(name));
+        let forgotten = || {
+            let mut held = self.held(worker.id).filter(|_| !planted!(LostClaimIgnored));
+            held.find(|name| !busy.contains(name))
+        };
         let abandoned = || {
             let (end, name) = self.next_expiry(worker)?;
             (end <= now).then_some(name)

@@ -15,7 +15,7 @@ pub(super) struct Log {
     events: Vec<Event>,
     last: EventSeq,
     head_bytes: u64,
-    head_full: bool,
+    pub(super) head_full: bool,
     /// The lines after the head, which may be cut: number and size.
     tail: VecDeque<(EventSeq, u64)>,
     tail_bytes: u64,

@@ -26,7 +26,8 @@ impl State {
             return Enqueued::Existing(Box::new(record.deployment.clone()));
         }
         let Some(lane) = self.lanes.find(&new.environment) else { return Enqueued::NoSuchEnvironment };
-        let known = new.request.key.as_ref().and_then(|key| lane.keys.get(key));
+        let key = new.request.key.as_ref().filter(|_| !planted!(KeyForgotten));
+        let known = key.and_then(|key| lane.keys.get(key));
         if let Some(record) = known.and_then(|id| self.records.get(id)) {
             return Enqueued::Existing(Box::new(record.deployment.clone()));
         }
@@ -48,7 +49,9 @@ impl State {
             self.end_in_queue(*id, Cause::Superseded { by: deployment.id }, at);
         }
         let (id, key) = (deployment.id, deployment.request.key.clone());
+        // One change, so that the lane keeps its place in the line.
         self.lanes.change(&deployment.environment, |lane| {
+            lane.queue.waiting.retain(|(waiting, _)| !superseded.contains(waiting));
             lane.history.push(id);
             lane.queue.waiting.push((id, recovers));
             lane.keys.extend(key.map(|key| (key, id)));
@@ -70,13 +73,12 @@ impl State {
         taken.map(|record| record.deployment.id).collect()
     }
 
+    /// Ends the record of a queued deployment, which is to be taken out of its lane.
     fn end_in_queue(&mut self, id: DeploymentId, cause: Cause, at: DateTime<Utc>) {
         let record = self.record(id);
         let (ended, event) = queue::end_in_queue(record.deployment.clone(), cause, at);
-        let environment = ended.environment.clone();
         record.deployment = ended;
         record.log.push(event);
-        self.lanes.change(&environment, |lane| lane.queue.waiting.retain(|(waiting, _)| *waiting != id));
     }
 
     pub(super) fn heartbeat(&mut self, worker: &Worker, now: Duration) -> Beat {
@@ -109,8 +111,12 @@ impl State {
         let id = active.or_else(|| lane.queue.runnable()).expect("a chosen lane has something to do");
         let hold = lane.hold;
         let kept = &mut self.record(id).deployment.kept_by_store;
-        let begun = std::mem::replace(&mut kept.begun, true);
-        let lost = if hold.holder == Some(worker) { hold.lost_if_forgotten } else { begun };
+        kept.begun = true;
+        let lost = match hold.holder {
+            None => false,
+            Some(holder) if holder == worker => hold.lost_if_forgotten,
+            Some(_) => true,
+        };
         self.lanes.change(name, |lane| {
             lane.fence = lane.fence.next();
             lane.hold = Hold { holder: Some(worker), not_before: Duration::ZERO, lost_if_forgotten: lost };
@@ -141,11 +147,13 @@ impl State {
         }
         let name = record.deployment.environment.clone();
         let lane = self.lanes.of(&name);
-        if !lane.is_worked_on(id, commit.worker, commit.fence) || version != kept.version + 1 {
+        let in_order = lane.is_worked_on(id, commit.worker, commit.fence) && version == kept.version + 1;
+        if !in_order && !planted!(NoFence) {
             return Committed::Fenced;
         }
         let cancel = kept.cancel.is_some();
-        if cancel && matches!(commit.next, Next::Finish(Finish { verdict: true, .. })) {
+        let verdict = matches!(commit.next, Next::Finish(Finish { verdict: true, .. }));
+        if cancel && verdict && !planted!(VerdictIgnoresCancel) {
             return Committed::CancelPending;
         }
         let record = self.record(id);
@@ -238,6 +246,7 @@ impl State {
         let Some(record) = self.records.get_mut(&id) else { return CancelAnswer::NoSuchDeployment };
         let answer = queue::cancel_answer(&record.deployment);
         let wanted = matches!(answer, CancelAnswer::Cancelled | CancelAnswer::Requested);
+        let environment = record.deployment.environment.clone();
         let kept = &mut record.deployment.kept_by_store;
         if !wanted || kept.cancel.is_some() {
             return answer;
@@ -246,10 +255,11 @@ impl State {
         record.log.push(NewEvent::new(at, EventKind::CancelRequested { actor: actor.to_owned() }));
         if answer == CancelAnswer::Cancelled {
             self.end_in_queue(id, Cause::Cancelled, at);
-        } else {
-            let environment = record.deployment.environment.clone();
-            self.lanes.change(&environment, |lane| lane.hold.not_before = lane.hold.not_before.min(now));
         }
+        self.lanes.change(&environment, |lane| {
+            lane.queue.waiting.retain(|(waiting, _)| *waiting != id);
+            lane.hold.not_before = lane.hold.not_before.min(now);
+        });
         answer
     }
 }

@@ -1,4 +1,5 @@
-//! What the laws work with: a store, and short words for what is done to it.
+//! What the laws work with: a store, and short words for what is done to it. Tests of one store alone can use them
+//! too.
 
 use std::{
     collections::BTreeMap,
@@ -38,23 +39,33 @@ pub(super) struct Lab<F> {
 /// Longer than any law takes.
 const LONG: u32 = 10_000;
 
-pub(super) fn name(text: &str) -> EnvironmentName {
+/// The environment's name.
+///
+/// # Panics
+/// If it is not allowed.
+#[must_use]
+pub fn name(text: &str) -> EnvironmentName {
     EnvironmentName::new(text).expect("the laws use names that are allowed")
 }
 
 /// A time stamp of the laws: whole seconds after a fixed moment.
-pub(super) fn at(seconds: i64) -> DateTime<Utc> {
+#[must_use]
+pub fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::days(20_000) + TimeDelta::seconds(seconds)
 }
 
-pub(super) fn id(number: u64) -> DeploymentId {
+/// The id with this number.
+#[must_use]
+pub fn id(number: u64) -> DeploymentId {
     DeploymentId::from_u128(u128::from(number))
 }
 
-pub(super) fn environment(
-    text: &str,
-    change: impl FnOnce(EnvironmentSpec) -> EnvironmentSpec,
-) -> Environment {
+/// An environment of this name with the settings that `change` gives it; with one instance if it gives it none.
+///
+/// # Panics
+/// If the settings are not valid.
+#[must_use]
+pub fn environment(text: &str, change: impl FnOnce(EnvironmentSpec) -> EnvironmentSpec) -> Environment {
     let spec = EnvironmentSpec::new(text, "https://git.example.org/shop.git");
     let mut spec = change(spec);
     if spec.instances.is_empty() {
@@ -63,17 +74,22 @@ pub(super) fn environment(
     Environment::try_from(spec).expect("the laws use environments that are valid")
 }
 
-pub(super) fn line(text: &str) -> NewEvent {
+/// A line of output.
+#[must_use]
+pub fn line(text: &str) -> NewEvent {
     let line = LogLine::new(Step::Fetch, None, Stream::Engine, text.to_owned());
     NewEvent::new(at(0), EventKind::Log(line))
 }
 
-pub(super) const fn began(step: Step) -> NewEvent {
+/// A milestone.
+#[must_use]
+pub const fn began(step: Step) -> NewEvent {
     NewEvent::new(DateTime::UNIX_EPOCH, EventKind::Began { step })
 }
 
 /// What a deployment of this environment makes live.
-pub(super) fn live(environment: &Environment, deployment: DeploymentId) -> Live {
+#[must_use]
+pub fn live(environment: &Environment, deployment: DeploymentId) -> Live {
     let commit = release::Commit::new(&"a".repeat(40), "Say hello", "Ada", at(0));
     let release = Release::new(deployment, commit, Image::new("image"));
     let instances = environment.instances().iter().map(|instance| {
@@ -81,6 +97,17 @@ pub(super) fn live(environment: &Environment, deployment: DeploymentId) -> Live 
         (instance.name.clone(), live)
     });
     Live { deployment, release: Arc::new(release), instances: instances.collect::<BTreeMap<_, _>>() }
+}
+
+/// A deployment that can be enqueued, with this number as its id.
+#[must_use]
+pub fn new_deployment(number: u64, lane: &EnvironmentName, trigger: Trigger) -> NewDeployment {
+    let goal = match trigger {
+        Trigger::Rollback { to } => Goal::Rollback { to, mode: RollbackMode::CodeAndData },
+        _ => Goal::Deploy(Revision::Branch("main".to_owned())),
+    };
+    let request = Request { trigger, actor: "ada".to_owned(), goal, key: None };
+    NewDeployment { id: id(number), environment: lane.clone(), request }
 }
 
 impl<F: Fixture> Lab<F> {
@@ -155,12 +182,7 @@ impl<F: Fixture> Lab<F> {
     }
 
     pub(super) fn new_deployment(&self, lane: &EnvironmentName, trigger: Trigger) -> NewDeployment {
-        let goal = match trigger {
-            Trigger::Rollback { to } => Goal::Rollback { to, mode: RollbackMode::CodeAndData },
-            _ => Goal::Deploy(Revision::Branch("main".to_owned())),
-        };
-        let request = Request { trigger, actor: "ada".to_owned(), goal, key: None };
-        NewDeployment { id: id(self.draw()), environment: lane.clone(), request }
+        new_deployment(self.draw(), lane, trigger)
     }
 
     pub(super) async fn try_enqueue(&self, new: NewDeployment) -> Enqueued {
@@ -271,18 +293,22 @@ fn next_state(claim: &Claim) -> impl FnOnce(&mut Deployment) {
                 let commit = release::Commit::new(&"b".repeat(40), "Say hello", "Ada", at(0));
                 fetch.fold(Report::Done(commit), Duration::ZERO).state
             }
-            state => state.lost_worker(),
+            state => state.interrupted(),
         };
         deployment.enter(next, at(2));
     }
 }
 
-pub(super) fn go_on(worker: &Worker, claim: &Claim) -> Commit {
+/// The commit with which the claimed deployment goes on with its next step.
+#[must_use]
+pub fn go_on(worker: &Worker, claim: &Claim) -> Commit {
     let deployment = written(claim, next_state(claim));
     Commit::new(worker.id, claim.fence, deployment, Next::Continue { fresh_fence: false })
 }
 
-pub(super) fn release(worker: &Worker, claim: &Claim, after: Duration) -> Commit {
+/// The commit that gives the lane back for so long.
+#[must_use]
+pub fn release(worker: &Worker, claim: &Claim, after: Duration) -> Commit {
     let deployment = written(claim, next_state(claim));
     Commit::new(worker.id, claim.fence, deployment, Next::Release { after })
 }
@@ -292,12 +318,16 @@ fn end(worker: &Worker, claim: &Claim, outcome: Outcome, finish: Finish) -> Comm
     Commit::new(worker.id, claim.fence, deployment, Next::Finish(finish))
 }
 
-pub(super) fn fail(worker: &Worker, claim: &Claim, finish: Finish) -> Commit {
+/// The commit with which the claimed deployment fails.
+#[must_use]
+pub fn fail(worker: &Worker, claim: &Claim, finish: Finish) -> Commit {
     let failure = Failure::new(Step::Fetch, FailureClass::Permanent, "no such repository");
     end(worker, claim, Outcome::Untouched(Cause::Failed(failure)), finish)
 }
 
-pub(super) fn succeed(worker: &Worker, claim: &Claim, live: &Live) -> Commit {
+/// The commit with which the claimed deployment becomes live.
+#[must_use]
+pub fn succeed(worker: &Worker, claim: &Claim, live: &Live) -> Commit {
     let finish = Finish { live: Some(live.clone()), verdict: true, ..Finish::default() };
     end(worker, claim, Outcome::Running(live.clone()), finish)
 }

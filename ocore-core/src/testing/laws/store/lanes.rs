@@ -231,8 +231,11 @@ pub async fn a_newer_push_supersedes_queued_pushes(fixture: impl Fixture) {
         panic!("the end is not told: {told:?}")
     };
     assert_eq!(superseded_by, Some(by));
+    let other = lab.lane("b").await;
+    lab.manual(&other).await;
+    let newest = lab.enqueue(&lane, Trigger::Push).await;
     let worker = lab.worker().await;
-    assert_eq!(lab.claim(&worker, &[]).await.deployment.id, by);
+    assert_eq!(lab.claim(&worker, &[]).await.deployment.id, newest, "the lane keeps its place in the line");
 }
 
 /// A push supersedes neither what is under way, nor what a person asked for; nothing but a push supersedes; and

@@ -1,0 +1,150 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use ocore_core::{
+    engine::{Engine, Timing},
+    machine::{Status, Step},
+    port::{Builder, Checkout, Context, Error, Result},
+    release::Image,
+    testing::{fakes::Behaviour, mocks::MockBuilder},
+};
+
+use crate::stage::{Stage, shop};
+
+const SLOW: Duration = Duration::from_secs(300);
+
+fn timing(drain: u64, interrupt: u64) -> Timing {
+    let mut timing = Timing::default();
+    (timing.drain, timing.interrupt) = (Duration::from_secs(drain), Duration::from_secs(interrupt));
+    timing
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_lets_a_short_deployment_end() {
+    let mut stage = Stage::with(shop(), |builder| builder.timing(timing(600, 600))).await;
+    stage.work();
+    let id = stage.ask("first", Behaviour::good().takes(SLOW)).await;
+    stage.begun(id, Step::Build).await;
+    stage.shut_down().await;
+    assert_eq!(stage.engine.deployment(id).await.unwrap().status(), Status::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_hands_over_at_the_next_step_boundary() {
+    let mut stage = Stage::with(shop(), |builder| builder.timing(timing(0, 600))).await;
+    stage.work();
+    let id = stage.ask("first", Behaviour::good().takes(SLOW)).await;
+    stage.begun(id, Step::Build).await;
+    stage.shut_down().await;
+    let handed_over = stage.engine.deployment(id).await.unwrap();
+    assert_eq!(handed_over.step(), Some(Step::Snapshot), "the build was finished");
+    stage.work();
+    let ended = stage.end(id).await;
+    assert_eq!((ended.status(), ended.image), (Status::Running, handed_over.image));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_interrupts_a_long_step_without_using_up_an_attempt() {
+    let spec = shop().policy(|policy| policy.retry.attempts_max = 1);
+    let mut stage = Stage::with(spec, |builder| builder.timing(timing(0, 0))).await;
+    stage.work();
+    let first = stage.deploy("first", Behaviour::good()).await;
+    let id = stage.ask("second", Behaviour::good().updates().takes(SLOW)).await;
+    stage.begun(id, Step::Update).await;
+    stage.shut_down().await;
+    assert_eq!(stage.engine.deployment(id).await.unwrap().step(), Some(Step::Withdraw));
+    stage.work();
+    assert_eq!(stage.end(id).await.status(), Status::Running);
+    assert_ne!(
+        Some(first.id),
+        stage.engine.environment("shop").await.unwrap().live.map(|live| live.deployment)
+    );
+    assert_eq!(stage.world.broken_rules(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_worker_takes_over_from_one_that_is_gone() {
+    let stage = Stage::new().await;
+    let gone = tokio::spawn({
+        let engine = stage.engine.clone();
+        async move { engine.run_until(std::future::pending()).await }
+    });
+    let id = stage.ask("first", Behaviour::good().takes(SLOW)).await;
+    stage.begun(id, Step::Build).await;
+    gone.abort();
+    let began = tokio::time::Instant::now();
+    let other = Stage::builder(&stage.world, &stage.store).build().unwrap();
+    let worker = other.clone();
+    tokio::spawn(async move { worker.run_until(std::future::pending()).await });
+    let resumed = stage.end(id).await;
+    assert_eq!(resumed.status(), Status::Running);
+    let limit = SLOW + Duration::from_secs(12);
+    assert!(began.elapsed() < limit, "a crash is noticed within 12 s: {:?}", began.elapsed());
+}
+
+struct Panics;
+
+#[async_trait]
+impl Builder for Panics {
+    async fn build(&self, _: &Context, _: &Checkout) -> Result<Image> {
+        panic!("out of cheese")
+    }
+    async fn locate(&self, _: &Context, _: &Image) -> Result<bool> {
+        Ok(false)
+    }
+    async fn remove(&self, _: &Context, _: &Image) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_an_adapter_is_a_failure_and_the_worker_lives() {
+    let mut stage = Stage::with(shop(), |builder| builder.builder(Panics)).await;
+    stage.work();
+    for _ in 0..2 {
+        let failed = stage.deploy("first", Behaviour::good()).await;
+        let message = &failed.failure().unwrap().message;
+        assert!(message.contains("the adapter panicked: out of cheese"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transient_error_is_tried_again_and_a_call_that_hangs_is_ended() {
+    let mut calls = 0;
+    let mut flaky = MockBuilder::new();
+    flaky.expect_remove().returning(|_, _| Ok(()));
+    flaky.expect_build().times(3).returning(move |_, _| {
+        calls += 1;
+        match calls {
+            1 => Err(Error::transient("the disk was busy")),
+            2 => Err(Error::unanswered("the answer was lost")),
+            _ => Err(Error::permanent("no")),
+        }
+    });
+    let mut stage = Stage::with(shop(), |builder| builder.builder(flaky)).await;
+    stage.work();
+    let failed = stage.deploy("first", Behaviour::good()).await;
+    assert_eq!(failed.failure().unwrap().message, "no");
+
+    let spec = shop().policy(|policy| {
+        policy.deadlines.build = Duration::from_secs(1);
+        policy.retry.attempts_max = 2;
+    });
+    let mut stage = Stage::with(spec, |builder| builder).await;
+    stage.work();
+    let hangs = stage.deploy("first", Behaviour::good().takes(SLOW)).await;
+    assert!(hangs.failure().unwrap().message.contains("did not end within 1 s"), "{hangs:?}");
+    assert!(hangs.timings.build < Duration::from_secs(20));
+}
+
+#[test]
+fn an_engine_says_everything_that_is_missing() {
+    let mut timing = Timing::default();
+    timing.lease = Duration::from_secs(1);
+    let incomplete = Engine::builder().timing(timing).workers(0).build().unwrap_err();
+    let text = incomplete.to_string();
+    for part in ["at least three heartbeats", "no worker", "no store", "no source", "no builder", "no probe"]
+    {
+        assert!(text.contains(part), "{text}");
+    }
+}

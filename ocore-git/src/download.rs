@@ -1,0 +1,221 @@
+//! One fetch with libgit2, on a thread.
+
+use std::{
+    cell::{Cell, RefCell},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use git2::{
+    AutotagOption, CertificateCheckStatus, Cred, CredentialType, FetchOptions, FetchPrune, ProxyOptions,
+    RemoteCallbacks, RemoteRedirect, RemoteUpdateFlags, Repository, cert::Cert,
+};
+use ocore_core::{
+    event::{Progress, Unit},
+    port::{Context, Error, Result},
+};
+
+use crate::{
+    credentials::{Credentials, Kind},
+    failure::{Fault, of_fetch},
+    location::{Location, Remote},
+    policy::{Limits, Protocol},
+    stop::Stop,
+};
+
+const REFSPECS: [&str; 2] = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+/// The shortest time between two reports of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What one fetch needs to know.
+pub(crate) struct Download {
+    pub(crate) location: Location,
+    /// The gate's port, for a location on a host.
+    pub(crate) port: Option<u16>,
+    pub(crate) credentials: Option<Credentials>,
+    /// The certificates to accept from the host, instead of what the system trusts.
+    pub(crate) certificates: Option<Vec<Vec<u8>>>,
+    pub(crate) limits: Limits,
+    pub(crate) context: Context,
+}
+
+impl Download {
+    /// Fetches all branches and tags into the mirror, and removes those that are gone.
+    pub(crate) fn run(&self, repository: &Repository, stop: &Stop) -> Result<(), Fault> {
+        let calls = Calls { download: self, stop, asked: Cell::new(false), reason: RefCell::new(None) };
+        let result = self.fetch(repository, &calls);
+        stop.check()?;
+        match (result, calls.reason.into_inner()) {
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(reason)) => Err(reason.into()),
+            (Err(error), None) => Err(of_fetch(error, &self.location)),
+        }
+    }
+
+    fn fetch(&self, repository: &Repository, calls: &Calls<'_>) -> Result<(), git2::Error> {
+        let mut remote = repository.remote_anonymous(&self.url())?;
+        let mut options = FetchOptions::new();
+        options.prune(FetchPrune::Off).download_tags(AutotagOption::None).update_fetchhead(false);
+        options.follow_redirects(RemoteRedirect::None).remote_callbacks(calls.callbacks());
+        let mut proxy = ProxyOptions::new();
+        if let (Some(port), Some(Protocol::Https | Protocol::Http)) = (self.port, self.protocol()) {
+            proxy.url(&format!("http://127.0.0.1:{port}"));
+        }
+        options.proxy_options(proxy);
+        remote.download(&REFSPECS, Some(&mut options))?;
+        calls.check_references(remote.list()?.len())?;
+        // First what is gone: a branch `a` must make room for a branch `a/b`.
+        remote.prune(None)?;
+        remote.update_tips(None, RemoteUpdateFlags::empty(), AutotagOption::None, None)?;
+        remote.disconnect()
+    }
+
+    const fn protocol(&self) -> Option<Protocol> {
+        match &self.location {
+            Location::Remote(remote) => Some(remote.protocol),
+            Location::Local(_) => None,
+        }
+    }
+
+    fn url(&self) -> String {
+        match (&self.location, self.port) {
+            (Location::Remote(remote @ Remote { protocol: Protocol::Ssh, .. }), Some(port)) => {
+                let given = self.credentials.as_ref().and_then(Credentials::ssh_user);
+                remote.ssh_url(remote.user.as_deref().or(given).unwrap_or("git"), port)
+            }
+            (Location::Remote(remote), _) => remote.http_url(),
+            (Location::Local(path), _) => path.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// What libgit2 calls back while it fetches, and why it was told to stop.
+struct Calls<'a> {
+    download: &'a Download,
+    stop: &'a Stop,
+    asked: Cell<bool>,
+    reason: RefCell<Option<Error>>,
+}
+
+impl Calls<'_> {
+    fn callbacks(&self) -> RemoteCallbacks<'_> {
+        let mut callbacks = RemoteCallbacks::new();
+        callbacks.sideband_progress(|_| self.stop.check().is_ok());
+        callbacks.pack_progress(|_, _, _| {});
+        callbacks.credentials(|_, user, allowed| self.noted(self.credential(user, allowed)));
+        callbacks.certificate_check(|certificate, _| self.noted(self.certificate(certificate)));
+        let mut reported = Instant::now();
+        callbacks.transfer_progress(move |progress| {
+            let limits = &self.download.limits;
+            let (total, bytes) = (progress.total_objects() as u64, progress.received_bytes() as u64);
+            let within = self
+                .stop
+                .check()
+                .and_then(|()| self.limit("objects_max", total, limits.objects_max))
+                .and_then(|()| self.limit("received_bytes_max", bytes, limits.received_bytes_max));
+            let done = progress.received_objects() as u64;
+            if reported.elapsed() >= PROGRESS_INTERVAL || done == total && progress.indexed_deltas() == 0 {
+                reported = Instant::now();
+                self.report(done, total, bytes);
+            }
+            self.noted(within).is_ok()
+        });
+        callbacks
+    }
+
+    fn report(&self, done: u64, total: u64, bytes: u64) {
+        let context = &self.download.context;
+        context.progress(Progress::new("receiving objects", done, Some(total), Unit::Items));
+        context.progress(Progress::new("receiving", bytes, None, Unit::Bytes));
+    }
+
+    /// Keeps the reason, for libgit2 keeps at most its text.
+    fn noted<T>(&self, result: Result<T>) -> Result<T, git2::Error> {
+        result.map_err(|error| {
+            let text = git2::Error::from_str(&error.to_string());
+            self.reason.borrow_mut().get_or_insert(error);
+            text
+        })
+    }
+
+    fn limit(&self, name: &str, found: u64, limit: u64) -> Result<()> {
+        if found <= limit {
+            return Ok(());
+        }
+        let location = &self.download.location;
+        Err(Error::permanent(format!(
+            "fetch {location}: {found} is more than the limit {name}, {limit}; raise it in the policy"
+        )))
+    }
+
+    fn check_references(&self, found: usize) -> Result<(), git2::Error> {
+        let limit = self.download.limits.references_max;
+        self.noted(self.limit("references_max", found as u64, limit as u64))
+    }
+
+    fn refused(&self, reason: &str) -> Error {
+        Error::permanent(format!("fetch {}: not authorised: {reason}", self.download.location))
+    }
+
+    fn credential(&self, user: Option<&str>, allowed: CredentialType) -> Result<Cred> {
+        self.stop.check()?;
+        if self.asked.replace(true) {
+            return Err(self.refused("the host does not accept the environment's credentials"));
+        }
+        if self.download.protocol() == Some(Protocol::Http) {
+            return Err(self.refused(
+                "the host asks for credentials, and they are never sent over http; use https or ssh",
+            ));
+        }
+        let Some(credentials) = &self.download.credentials else {
+            return Err(self.refused("the host asks for credentials, and none are given for this repository"));
+        };
+        let made = match &credentials.0 {
+            Kind::Token { user, token } if allowed.contains(CredentialType::USER_PASS_PLAINTEXT) => {
+                Cred::userpass_plaintext(user, token.expose())
+            }
+            Kind::SshKey { user: own, private_key, passphrase, .. }
+                if allowed.intersects(CredentialType::SSH_MEMORY | CredentialType::SSH_KEY) =>
+            {
+                let passphrase = passphrase.as_ref().map(|passphrase| passphrase.expose());
+                Cred::ssh_key_from_memory(user.unwrap_or(own), None, private_key.expose(), passphrase)
+            }
+            Kind::Token { .. } => {
+                return Err(self.refused("a token is given, and the host asks for an ssh key"));
+            }
+            Kind::SshKey { .. } => {
+                return Err(self.refused("an ssh key is given, and the host asks for a token"));
+            }
+        };
+        // The cause is not shown: it is about the secret.
+        made.map_err(|_| self.refused("the credentials have a character that they must not have"))
+    }
+
+    fn certificate(&self, certificate: &Cert<'_>) -> Result<CertificateCheckStatus> {
+        self.stop.check()?;
+        let refused = |what: String| {
+            let location = &self.download.location;
+            Error::permanent(format!("fetch {location}: the host is not the one that is trusted: {what}"))
+        };
+        if let Some(key) = certificate.as_hostkey() {
+            let known = self.download.credentials.as_ref().map_or(&[][..], Credentials::host_keys);
+            if key.hostkey().is_some_and(|key| known.iter().any(|known| known.0 == key)) {
+                return Ok(CertificateCheckStatus::CertificateOk);
+            }
+            let kind = key.hostkey_type().map_or("unknown", |kind| kind.name());
+            let print = key.hash_sha256().map_or_else(String::new, |hash| STANDARD_NO_PAD.encode(hash));
+            return Err(refused(format!(
+                "its {kind} key SHA256:{print} is none of those given with the ssh key; if it is right, add it"
+            )));
+        }
+        let Some(trusted) = &self.download.certificates else {
+            return Ok(CertificateCheckStatus::CertificatePassthrough);
+        };
+        match certificate.as_x509() {
+            Some(shown) if trusted.iter().any(|trusted| trusted == shown.data()) => {
+                Ok(CertificateCheckStatus::CertificateOk)
+            }
+            _ => Err(refused("its certificate is none of those given for it".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! What an error of libgit2 means.
+
+use std::{fmt, io};
+
+use git2::{ErrorClass, ErrorCode};
+use ocore_core::port::{Classify, Error, ErrorKind};
+
+use crate::location::Location;
+
+/// An error, and whether the mirror itself may be what is wrong.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) error: Error,
+    pub(crate) damaged: bool,
+}
+
+impl Fault {
+    /// The mirror is at fault: making it anew may help.
+    pub(crate) fn damage(error: git2::Error, doing: impl fmt::Display) -> Self {
+        Self { error: transient(error, format!("{doing}: the mirror is damaged")), damaged: true }
+    }
+}
+
+impl From<Error> for Fault {
+    /// An error that is classified already, and that another mirror would not change.
+    fn from(error: Error) -> Self {
+        Self { error, damaged: false }
+    }
+}
+
+fn transient(error: git2::Error, doing: impl Into<String>) -> Error {
+    classified(error, ErrorKind::Transient, doing)
+}
+
+fn permanent(error: git2::Error, doing: impl Into<String>) -> Error {
+    classified(error, ErrorKind::Permanent, doing)
+}
+
+fn classified(
+    error: impl std::error::Error + Send + Sync + 'static,
+    kind: ErrorKind,
+    doing: impl Into<String>,
+) -> Error {
+    let (result, doing) = (Err::<std::convert::Infallible, _>(error), doing.into());
+    let result = if kind == ErrorKind::Transient { result.transient(doing) } else { result.permanent(doing) };
+    match result {
+        Err(error) => error,
+        Ok(never) => match never {},
+    }
+}
+
+/// Classifies an error of a fetch.
+pub(crate) fn of_fetch(error: git2::Error, location: &Location) -> Fault {
+    let doing = format!("fetch {location}");
+    if is_disk_full(error.message()) {
+        return full_disk(error, &doing).into();
+    }
+    if let Location::Local(path) = location
+        && matches!(error.code(), ErrorCode::NotFound | ErrorCode::Owner)
+    {
+        let reason = match (error.code(), path.exists()) {
+            (ErrorCode::Owner, _) => "the directory belongs to another user",
+            (_, true) => "the directory is not a git repository",
+            (_, false) => "no such directory",
+        };
+        return permanent(error, format!("{doing}: {reason}")).into();
+    }
+    if error.code() == ErrorCode::Certificate {
+        return permanent(error, format!("{doing}: the host's certificate is not valid")).into();
+    }
+    if error.code() == ErrorCode::Auth {
+        return permanent(error, format!("{doing}: not authorised")).into();
+    }
+    match error.class() {
+        ErrorClass::Http => of_http(error, &doing).into(),
+        ErrorClass::Net | ErrorClass::Ssl | ErrorClass::Ssh => of_connection(error, &doing).into(),
+        ErrorClass::Odb
+        | ErrorClass::Object
+        | ErrorClass::Tree
+        | ErrorClass::Tag
+        | ErrorClass::Zlib
+        | ErrorClass::Indexer
+        | ErrorClass::Reference
+        | ErrorClass::Repository
+        | ErrorClass::Config
+        | ErrorClass::Filesystem
+        | ErrorClass::Os => Fault { error: transient(error, doing), damaged: true },
+        _ => transient(error, doing).into(),
+    }
+}
+
+fn of_http(error: git2::Error, doing: &str) -> Error {
+    let status =
+        error.message().rsplit("status code: ").next().and_then(|code| code.trim().parse::<u16>().ok());
+    match status {
+        Some(401 | 403) => permanent(error, format!("{doing}: not authorised")),
+        Some(404 | 410) => permanent(
+            error,
+            format!("{doing}: no such repository, or no right to see it with these credentials"),
+        ),
+        Some(408 | 429 | 500..) => transient(error, format!("{doing}: the host cannot answer now")),
+        Some(300..=399) => permanent(error, format!("{doing}: the host redirects, which is not followed")),
+        _ if error.message().contains("redirect") => permanent(
+            error,
+            format!("{doing}: the host redirects, which is not followed; give the URL it leads to"),
+        ),
+        _ if error.message().contains("content-type") => {
+            permanent(error, format!("{doing}: not a git repository"))
+        }
+        Some(_) => permanent(error, doing),
+        None => transient(error, doing),
+    }
+}
+
+fn of_connection(error: git2::Error, doing: &str) -> Error {
+    let message = error.message().to_ascii_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
+    if says(&["not found", "does not exist", "not appear to be a git repository"]) {
+        return permanent(error, format!("{doing}: no such repository, or no right to see it"));
+    }
+    if says(&["access denied", "permission denied", "authentication failed"]) {
+        return permanent(error, format!("{doing}: not authorised"));
+    }
+    if says(&["extract public key", "private key", "passphrase", "unable to open key"]) {
+        return permanent(error, format!("{doing}: the private key cannot be used"));
+    }
+    transient(error, format!("{doing}: the connection failed"))
+}
+
+fn is_disk_full(message: &str) -> bool {
+    message.contains("No space left on device") || message.contains("Disk quota exceeded")
+}
+
+fn full_disk(error: impl std::error::Error + Send + Sync + 'static, doing: &str) -> Error {
+    let text = format!("{doing}: the disk is full; free space below the Source's root directory");
+    classified(error, ErrorKind::Transient, text)
+}
+
+/// Classifies an error of a file operation.
+pub(crate) fn of_file(error: io::Error, doing: impl fmt::Display) -> Error {
+    let doing = doing.to_string();
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => full_disk(error, &doing),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            let text = format!("{doing}: the Source's root directory cannot be written");
+            classified(error, ErrorKind::Permanent, text)
+        }
+        _ => classified(error, ErrorKind::Transient, doing),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(class: ErrorClass, code: ErrorCode, message: &str, kind: ErrorKind, expected: &str) {
+        let location = Location::Local("/srv/nowhere".into());
+        let fault = of_fetch(git2::Error::new(code, class, message), &location);
+        assert_eq!(fault.error.kind(), kind, "{}", fault.error);
+        assert!(fault.error.to_string().contains(expected), "{}", fault.error);
+    }
+
+    #[test]
+    fn each_answer_has_its_own_words() {
+        use ErrorKind::{Permanent, Transient};
+        let http = |status: &str, kind, expected| {
+            let message = format!("unexpected http status code: {status}");
+            check(ErrorClass::Http, ErrorCode::GenericError, &message, kind, expected);
+        };
+        http("401", Permanent, "not authorised");
+        http("404", Permanent, "no such repository");
+        http("302", Permanent, "redirects");
+        http("503", Transient, "cannot answer now");
+        http("429", Transient, "cannot answer now");
+        let generic = ErrorCode::GenericError;
+        check(
+            ErrorClass::Http,
+            generic,
+            "invalid content-type: 'text/html'",
+            Permanent,
+            "not a git repository",
+        );
+        check(ErrorClass::Net, generic, "early EOF", Transient, "the connection failed");
+        check(ErrorClass::Ssh, generic, "ERROR: Repository not found.", Permanent, "no such repository");
+        check(ErrorClass::Ssh, ErrorCode::Auth, "failed", Permanent, "not authorised");
+        check(ErrorClass::Ssl, ErrorCode::Certificate, "invalid", Permanent, "certificate is not valid");
+        let full = "failed to write: No space left on device";
+        check(ErrorClass::Os, generic, full, Transient, "the disk is full; free space");
+    }
+
+    #[test]
+    fn a_full_disk_is_named_and_passes() {
+        let error = of_file(io::Error::from(io::ErrorKind::StorageFull), "write a file");
+        assert_eq!(error.kind(), ErrorKind::Transient);
+        assert!(error.to_string().contains("the disk is full"), "{error}");
+    }
+}

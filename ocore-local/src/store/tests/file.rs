@@ -1,0 +1,282 @@
+//! What becomes of the file: dropped calls, a full disk, a reboot, records that cannot be read, query plans.
+
+use std::{
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use ocore_core::{
+    environment::Environment,
+    id::{DeploymentId, WorkerId},
+    name::PoolName,
+    port::{
+        Beat, Claimed, EnvironmentStore, Filter, HistoryStore, LogStore, QueueStore, SnapshotStore,
+        StoreError, StoreErrorKind, Worker,
+    },
+    request::{NewDeployment, Trigger},
+    testing::laws::store::lab::{self, name},
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
+
+use super::{InFile, SqliteStore};
+
+fn environment(text: &str) -> Environment {
+    lab::environment(text, |spec| spec)
+}
+
+fn new(number: u64, lane: &str) -> NewDeployment {
+    lab::new_deployment(number, &name(lane), Trigger::Manual)
+}
+
+fn worker(number: u128) -> Worker {
+    Worker::new(WorkerId::from_u128(number), vec![PoolName::default()], Duration::from_secs(10))
+}
+
+impl InFile {
+    /// A connection beside the store, as another program would have.
+    async fn beside(&self) -> SqliteConnection {
+        SqliteConnectOptions::new().filename(self.path()).connect().await.unwrap()
+    }
+
+    async fn execute(&self, statement: &'static str) {
+        sqlx::raw_sql(statement).execute(&mut self.beside().await).await.unwrap();
+    }
+}
+
+type Call = (&'static str, fn(SqliteStore, u64) -> BoxFuture<'static, Result<(), StoreError>>);
+
+/// Every kind of call, as a future that owns what it needs.
+fn calls() -> Vec<Call> {
+    vec![
+        ("save", |store, _| {
+            Box::pin(async move { store.save_environment(&environment("b")).await.map(drop) })
+        }),
+        ("enqueue", |store, n| {
+            Box::pin(async move { store.enqueue(new(n, "a"), lab::at(0)).await.map(drop) })
+        }),
+        ("heartbeat", |store, n| {
+            Box::pin(async move { store.heartbeat(&worker(u128::from(n))).await.map(drop) })
+        }),
+        ("claim", |store, _| Box::pin(async move { store.claim(&worker(1), &[]).await.map(drop) })),
+        ("cancel", |store, n| {
+            let id = DeploymentId::from_u128(u128::from(n));
+            Box::pin(async move { store.request_cancel(id, "ada", lab::at(0)).await.map(drop) })
+        }),
+        ("retire", |store, n| {
+            Box::pin(async move { store.retire(WorkerId::from_u128(u128::from(n))).await })
+        }),
+        ("pause", |store, _| Box::pin(async move { store.set_paused(&name("a"), false).await.map(drop) })),
+        ("forget", |store, _| Box::pin(async move { store.forget_snapshots(&name("a"), &[]).await })),
+        ("environments", |store, _| Box::pin(async move { store.environments().await.map(drop) })),
+        ("history", |store, _| {
+            Box::pin(async move { store.history(&Filter::default(), None, 9).await.map(drop) })
+        }),
+        ("events", |store, n| {
+            let id = DeploymentId::from_u128(u128::from(n));
+            Box::pin(async move { store.events(id, ocore_core::id::EventSeq::default(), 9).await.map(drop) })
+        }),
+    ]
+}
+
+/// Polls the future so many times, with a little time for its task in between, and drops it. Whether it ended.
+async fn drop_after(mut future: BoxFuture<'static, Result<(), StoreError>>, polls: u32) -> bool {
+    for _ in 0..polls {
+        if let Poll::Ready(result) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            result.unwrap();
+            return true;
+        }
+        tokio::task::yield_now().await;
+    }
+    false
+}
+
+#[tokio::test]
+async fn a_dropped_call_leaves_no_transaction_open() {
+    let file = InFile::new();
+    let store = file.open().await;
+    store.save_environment(&environment("a")).await.unwrap();
+    store.heartbeat(&worker(1)).await.unwrap();
+    let mut number = 100;
+    for (what, call) in calls() {
+        for polls in 0..40 {
+            number += 1;
+            let ended = drop_after(call(store.clone(), number), polls).await;
+            // A plain write right behind it is durable: another connection sees it at once, and it is not
+            // part of anything that could still be rolled back.
+            number += 1;
+            store.enqueue(new(number, "a"), lab::at(0)).await.unwrap();
+            let id = DeploymentId::from_u128(u128::from(number));
+            let seen = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM deployments WHERE id = ?1");
+            let seen = seen.bind(id.as_u128().to_be_bytes().to_vec());
+            assert_eq!(
+                seen.fetch_one(&mut file.beside().await).await.unwrap(),
+                1,
+                "{what} after {polls} polls"
+            );
+            store.request_cancel(id, "ada", lab::at(0)).await.unwrap();
+            if ended {
+                break;
+            }
+        }
+    }
+    // Whoever could still hold a transaction would keep this one from beginning.
+    let mut db = file.beside().await;
+    sqlx::raw_sql("BEGIN EXCLUSIVE; COMMIT").execute(&mut db).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_in_words_and_nothing_is_half_written() {
+    let file = InFile::new();
+    let store = file.open().await;
+    store.save_environment(&environment("a")).await.unwrap();
+    limit_pages(&store, true).await;
+    let error = loop {
+        let number = store.environment(&name("a")).await.unwrap().unwrap().queued + 1;
+        match store.enqueue(new(number, "a"), lab::at(0)).await {
+            Ok(_) => assert!(number < 1000, "the limit is not felt"),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), StoreErrorKind::NotSent);
+    assert!(error.to_string().contains("the disk is full"), "{error}");
+    let record = store.environment(&name("a")).await.unwrap().unwrap();
+    let all = store.history(&Filter::default(), None, 10_000).await.unwrap().deployments;
+    assert_eq!(all.len() as u64, record.queued);
+    limit_pages(&store, false).await;
+    store.enqueue(new(record.queued + 1, "a"), lab::at(0)).await.unwrap();
+}
+
+/// Lets the file grow by no page more, as if the disk were full, or lifts the limit.
+async fn limit_pages(store: &SqliteStore, limited: bool) {
+    let statement = if limited { "PRAGMA max_page_count = 1" } else { "PRAGMA max_page_count = 1000000" };
+    let limit = store.database.write_silently("limit the file", move |db, _| {
+        Box::pin(async move { sqlx::raw_sql(statement).execute(db).await.map(drop) })
+    });
+    limit.await.unwrap();
+}
+
+#[tokio::test]
+async fn after_a_reboot_every_lease_has_run_out() {
+    let file = InFile::new();
+    let store = file.open().await;
+    store.save_environment(&environment("a")).await.unwrap();
+    store.enqueue(new(1, "a"), lab::at(0)).await.unwrap();
+    store.heartbeat(&worker(1)).await.unwrap();
+    assert!(matches!(store.claim(&worker(1), &[]).await.unwrap(), Claimed::Work(_)));
+    drop(store);
+    // The new boot's clock begins anew, and may be behind the old one's.
+    let store = file.open_after("boot 2").await;
+    file.clock.advance(Duration::from_millis(1));
+    assert_eq!(store.heartbeat(&worker(1)).await.unwrap(), Beat::Expired);
+    store.heartbeat(&worker(2)).await.unwrap();
+    let Claimed::Work(claim) = store.claim(&worker(2), &[]).await.unwrap() else {
+        panic!("it can be rescued")
+    };
+    assert!(claim.lost_worker);
+}
+
+#[tokio::test]
+async fn a_record_of_a_newer_version_is_left_alone() {
+    let file = InFile::new();
+    let store = file.open().await;
+    for (number, lane) in [(1, "a"), (2, "b")] {
+        store.save_environment(&environment(lane)).await.unwrap();
+        store.enqueue(new(number, lane), lab::at(0)).await.unwrap();
+    }
+    file.execute("UPDATE deployments SET record = '{\"v\":99,\"is\":{}}' WHERE environment = 'a'").await;
+    store.heartbeat(&worker(1)).await.unwrap();
+    let Claimed::Work(claim) = store.claim(&worker(1), &[]).await.unwrap() else {
+        panic!("b can be claimed")
+    };
+    assert_eq!(claim.deployment.environment, name("b"));
+    let idle = store.claim(&worker(1), &[name("b")]).await.unwrap();
+    assert_eq!(idle, Claimed::Idle { next: None });
+    let error = store.deployment(DeploymentId::from_u128(1)).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Broken);
+    assert!(error.to_string().contains("newer ocore"), "{error}");
+}
+
+#[tokio::test]
+async fn what_must_not_be_written_is_refused_by_the_file_itself() {
+    let file = InFile::new();
+    let store = file.open().await;
+    store.save_environment(&environment("a")).await.unwrap();
+    for number in 1..4 {
+        store.enqueue(new(number, "a"), lab::at(0)).await.unwrap();
+    }
+    store.request_cancel(DeploymentId::from_u128(1), "ada", lab::at(0)).await.unwrap();
+    store.heartbeat(&worker(1)).await.unwrap();
+    store.claim(&worker(1), &[]).await.unwrap();
+    for (statement, reason) in [
+        ("UPDATE lanes SET fence = fence - 1", "the fence of a lane never falls"),
+        ("UPDATE lanes SET seq = 0", "the numbers of a lane never fall"),
+        (
+            "UPDATE deployments SET phase = 'active', status = 'Building' WHERE seq = 1",
+            "is over does not change",
+        ),
+        ("UPDATE deployments SET record = '' WHERE seq = 1", "is over does not change"),
+        ("UPDATE deployments SET version = version + 2 WHERE seq = 2", "a version follows"),
+        ("UPDATE deployments SET phase = 'active', status = 'Building' WHERE seq = 3", "UNIQUE"),
+        ("UPDATE deployments SET phase = 'over' WHERE seq = 3", "CHECK"),
+        ("UPDATE lanes SET active = NULL", "CHECK"),
+    ] {
+        let error = sqlx::raw_sql(statement).execute(&mut file.beside().await).await.unwrap_err();
+        assert!(error.to_string().contains(reason), "{statement}: {error}");
+    }
+}
+
+/// No query that workers repeat walks through the history, or sorts it.
+#[tokio::test]
+async fn claims_never_read_the_history() {
+    let file = InFile::new();
+    drop(file.open().await);
+    let mut db = file.beside().await;
+    let sources = [
+        include_str!("../claim.rs"),
+        include_str!("../commit.rs"),
+        include_str!("../lane.rs"),
+        include_str!("../log.rs"),
+        include_str!("../queue.rs"),
+        include_str!("../row.rs"),
+    ];
+    let mut seen = 0;
+    for statement in sources.into_iter().flat_map(statements) {
+        let explain = format!("EXPLAIN QUERY PLAN {statement}");
+        let plan = sqlx::query(AssertSqlSafe(explain)).fetch_all(&mut db).await.unwrap();
+        for row in plan {
+            let line: String = row.get("detail");
+            for table in ["deployments", "events", "snapshots"] {
+                assert!(!line.starts_with(&format!("SCAN {table}")), "{line}\n{statement}");
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 20, "only {seen} lines of plans were seen: the statements are not found any more");
+}
+
+/// The SQL statements in a source file: its string literals that begin like one.
+fn statements(source: &str) -> Vec<&str> {
+    let literals = source.split('"').skip(1).step_by(2);
+    let verbs = ["SELECT ", "UPDATE ", "DELETE ", "INSERT "];
+    literals.filter(|text| verbs.iter().any(|verb| text.starts_with(verb))).collect()
+}
+
+/// The history is read in the order of an index, one page at a time.
+#[tokio::test]
+async fn a_page_of_the_history_is_not_sorted() {
+    let file = InFile::new();
+    drop(file.open().await);
+    let mut db = file.beside().await;
+    let of_lane = Filter::environment(name("a"));
+    let id = Some(DeploymentId::from_u128(1));
+    for filter in [Filter::default(), of_lane] {
+        for before in [None, id] {
+            let query = super::super::history::select(&filter, before);
+            let explain = format!("EXPLAIN QUERY PLAN {}", query.sql().as_str());
+            let plan = sqlx::query(AssertSqlSafe(explain)).fetch_all(&mut db).await.unwrap();
+            let lines: Vec<String> = plan.iter().map(|row| row.get("detail")).collect();
+            assert!(lines.iter().all(|line| !line.contains("TEMP B-TREE")), "{filter:?}: {lines:?}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What must hold when everything has come to rest.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use ocore_core::{
+    deployment::Deployment,
+    machine::Status,
+    port::{EnvironmentRecord, Filter, SnapshotState},
+};
+use ocore_examples::{
+    Result, http,
+    sample_app::{FIRST_ROWS, Store},
+};
+use sqlx::{Connection as _, sqlite::SqliteConnectOptions};
+
+use crate::{
+    Site, World,
+    model::{Data, Model},
+    processes,
+};
+
+/// Collects what is wrong, so that one run tells everything.
+#[derive(Default)]
+struct Findings(Vec<String>);
+
+impl Findings {
+    fn expect(&mut self, holds: bool, otherwise: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(otherwise());
+        }
+    }
+}
+
+pub(crate) async fn everything(world: &World) -> Result<()> {
+    let mut findings = Findings::default();
+    let (mut counts, mut known) = (BTreeMap::<Status, usize>::new(), BTreeSet::new());
+    let mut snapshots = BTreeSet::new();
+    for site in &world.sites {
+        let record = world.engine.environment(site.name).await?;
+        let deployments = history(world, site).await?;
+        known.extend(deployments.iter().map(|it| it.id));
+        for deployment in &deployments {
+            *counts.entry(deployment.status()).or_default() += 1;
+        }
+        in_order(&deployments, &mut findings);
+        let model = deployments.iter().fold(Model::default(), |model, it| model.fold(it, &site.commits));
+        serves(world, site, &record, &model, &mut findings);
+        holds(world, site, &model.data, &mut findings)?;
+        for snapshot in world.engine.snapshots(site.name).await? {
+            findings
+                .expect(snapshot.state == SnapshotState::Kept, || format!("{snapshot:?} was not removed"));
+            snapshots.insert(snapshot.snapshot.reference);
+        }
+    }
+    eprintln!("{} deployments: {counts:?}", known.len());
+    findings.expect(known == world.accepted, || "what was accepted is not what the history has".to_owned());
+    for status in [Status::Running, Status::RolledBack, Status::Cancelled] {
+        findings.expect(counts.contains_key(&status), || {
+            format!("no deployment ended {status}: nothing was tested")
+        });
+    }
+    left_over(&world.home, &snapshots, &mut findings);
+    intact(&world.home, &mut findings).await?;
+    if findings.0.is_empty() { Ok(()) } else { Err(findings.0.join("\n").into()) }
+}
+
+/// All deployments of an environment, oldest first.
+async fn history(world: &World, site: &Site) -> Result<Vec<Deployment>> {
+    let filter = Filter::environment(site.name.parse()?);
+    let (mut deployments, mut before) = (Vec::new(), None);
+    loop {
+        let page = world.engine.history(&filter, before, 100).await?;
+        deployments.extend(page.deployments);
+        before = page.next;
+        if before.is_none() {
+            deployments.reverse();
+            return Ok(deployments);
+        }
+    }
+}
+
+/// Every deployment is over, and none began before the one ahead of it was.
+fn in_order(deployments: &[Deployment], findings: &mut Findings) {
+    let mut last = None;
+    for deployment in deployments {
+        let id = deployment.id;
+        findings.expect(deployment.status().is_final(), || format!("{id} is {}", deployment.status()));
+        let Some(started) = deployment.started_at else {
+            findings.expect(deployment.status() == Status::Cancelled, || format!("{id} never began"));
+            continue;
+        };
+        findings.expect(last.is_none_or(|(_, ended)| ended <= Some(started)), || {
+            format!("{id} began at {started}, before the one ahead of it was over: {last:?}")
+        });
+        last = Some((id, deployment.finished_at));
+    }
+}
+
+/// Exactly one process serves, and it is the live release's.
+fn serves(world: &World, site: &Site, record: &EnvironmentRecord, model: &Model, findings: &mut Findings) {
+    let name = site.name;
+    let live = model.live.as_ref().map(|(id, _)| *id);
+    let recorded = record.live.as_ref().map(|live| live.deployment);
+    findings.expect(recorded == live, || format!("{name}: live is {recorded:?}, the history says {live:?}"));
+    let processes = processes::below(&world.home);
+    let data = data_directory(world, site);
+    let own = processes.iter().filter(|it| it.variables.get("DATA_DIR").map(String::as_str) == data.to_str());
+    let running: Vec<_> =
+        own.filter(|it| it.is_application("serve") || it.is_application("migrate")).collect();
+    let deployments: Vec<_> = running.iter().map(|it| it.variables["OCORE_DEPLOYMENT"].clone()).collect();
+    let expected: Vec<_> = live.iter().map(ToString::to_string).collect();
+    findings.expect(deployments == expected && running.iter().all(|it| it.is_serving()), || {
+        format!("{name}: {expected:?} must run, and these do: {running:?}")
+    });
+    if let Some((_, manifest)) = &model.live {
+        let served = http::get(site.port, "/version").unwrap_or_else(|error| error.to_string());
+        findings.expect(served == manifest.version, || {
+            format!("{name}: version {} must serve, and the answer is {served}", manifest.version)
+        });
+    }
+}
+
+/// The data is what the deployments that ended Running have made of it, and no migration was run twice.
+fn holds(world: &World, site: &Site, expected: &Data, findings: &mut Findings) -> Result<()> {
+    let name = site.name;
+    let store = Store::new(data_directory(world, site));
+    let found =
+        Data { schema: store.schema()?, migrations: store.migrations()?, releases: store.releases()? };
+    findings
+        .expect(found == *expected, || format!("{name}: the data is {found:?}, and must be {expected:?}"));
+    if let Some(schema) = expected.schema {
+        let beside = tempfile::tempdir()?;
+        let reference = Store::new(beside.path());
+        reference.migrate(schema, "", || ())?;
+        let (rows, wanted) = (store.rows()?, reference.rows()?);
+        findings.expect(rows == wanted && rows.len() == FIRST_ROWS.len(), || {
+            format!("{name}: the rows are {rows:?}, and must be {wanted:?}")
+        });
+    }
+    Ok(())
+}
+
+fn data_directory(world: &World, site: &Site) -> std::path::PathBuf {
+    world.home.join("data").join(site.name)
+}
+
+/// No temporary files, and of snapshots exactly what is recorded.
+fn left_over(home: &Path, snapshots: &BTreeSet<String>, findings: &mut Findings) {
+    let names = |directory: &Path| -> BTreeSet<String> {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+    };
+    let found = names(&home.join("local").join("snapshots"));
+    findings.expect(found == *snapshots, || {
+        let missing: Vec<_> = snapshots.difference(&found).collect();
+        let left: Vec<_> = found.difference(snapshots).collect();
+        format!("snapshots that are recorded but gone: {missing:?}; that are left but not recorded: {left:?}")
+    });
+    let checkouts = names(&home.join("git").join("checkouts"));
+    findings.expect(checkouts.is_empty(), || format!("checkouts are left: {checkouts:?}"));
+    let mut unfinished = Vec::new();
+    walk(home, &mut unfinished);
+    findings.expect(unfinished.is_empty(), || format!("unfinished files are left: {unfinished:?}"));
+}
+
+fn walk(directory: &Path, unfinished: &mut Vec<std::path::PathBuf>) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if [".partial", ".new", ".tmp"].iter().any(|end| name.ends_with(end)) {
+            unfinished.push(path.clone());
+        }
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            walk(&path, unfinished);
+        }
+    }
+}
+
+/// SQLite itself finds nothing wrong with the store.
+async fn intact(home: &Path, findings: &mut Findings) -> Result<()> {
+    let options = SqliteConnectOptions::new().filename(home.join("ocore.sqlite")).read_only(true);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options).await?;
+    let answers: Vec<String> =
+        sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&mut connection).await?;
+    findings.expect(answers == ["ok"], || format!("the store's file is damaged: {answers:?}"));
+    Ok(connection.close().await?)
+}
+
+/// After everything was stopped, no process of the test is left; those that are told to end get a moment for it.
+pub(crate) fn nothing_runs(home: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let left = processes::below(home);
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "processes are left: {left:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -371,12 +371,15 @@ impl Lease {
 
     /// Whether the worker may still act.
     pub(super) fn holds(&self) -> bool {
-        !self.ended.is_cancelled() && self.executor.now() < self.until() || planted!(WatchdogIgnored)
+        !self.ended.is_cancelled() && (self.executor.now() < self.until() || planted!(WatchdogIgnored))
     }
 
     /// Completes when the worker must not act any more. Looks at the clock whenever it is polled: a process that
     /// was frozen for a while learns of it before it does anything else.
     pub(super) async fn lost(&self) {
+        if planted!(WatchdogIgnored) {
+            return self.ended.cancelled().await;
+        }
         let ended = self.ended.cancelled();
         pin_mut!(ended);
         let mut sleep: BoxFuture<'static, ()> = self.executor.sleep(self.remaining());

@@ -4,7 +4,7 @@
 //! everything it does and the next one begins under a new id.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     future::Future,
     pin::Pin,
     sync::{
@@ -90,7 +90,7 @@ pub(super) struct Crew {
     pub(super) worker: Worker,
     pub(super) lease: Lease,
     phase: watch::Sender<Phase>,
-    lanes: Mutex<HashMap<EnvironmentName, Lane>>,
+    lanes: Mutex<BTreeMap<EnvironmentName, Lane>>,
     slots: Arc<Semaphore>,
     /// A slot or a lane may have become free.
     freed: Notify,
@@ -302,7 +302,7 @@ impl Crew {
         self.lanes().values().map(|lane| lane.deployment).collect()
     }
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<EnvironmentName, Lane>> {
+    fn lanes(&self) -> MutexGuard<'_, BTreeMap<EnvironmentName, Lane>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -410,7 +410,7 @@ struct TaskSet {
 
 #[derive(Default)]
 struct Running {
-    tasks: Mutex<(u64, HashMap<u64, AbortHandle>)>,
+    tasks: Mutex<(u64, BTreeMap<u64, AbortHandle>)>,
     ended: Notify,
 }
 
@@ -461,7 +461,7 @@ impl Drop for TaskSet {
 }
 
 impl Running {
-    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, AbortHandle>)> {
+    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, AbortHandle>)> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

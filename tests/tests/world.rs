@@ -1,5 +1,5 @@
 //! Samples of the simulated world, small enough for a build without optimisation. Everything is run by
-//! `cargo xtask simulate`: every single fault, 100,000 random schedules and all planted bugs (`--mutants`).
+//! `cargo xtask simulate`: every single fault, random schedules (`--seeds`) and all planted bugs (`--mutants`).
 
 use ocore_core::testing::mutants::Mutant;
 use ocore_tests::{

@@ -1,6 +1,6 @@
 //! What a hostile repository can try, and what happens then.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 

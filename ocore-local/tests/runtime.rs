@@ -471,7 +471,7 @@ async fn a_process_outlives_its_worker_and_is_found_by_the_next() {
 async fn a_worker_killed_while_it_starts_leaves_nothing_that_is_not_found() {
     let (fixture, caller) = (fixture(), caller());
     let release = fixture.script("exec sleep 1000").await;
-    let (mut recorded, mut running) = (0, 0);
+    let mut running = 0;
     for round in 0..60_u64 {
         let mut worker = worker(&fixture, &release);
         let ready = fixture.root.path().join("ready");
@@ -486,13 +486,12 @@ async fn a_worker_killed_while_it_starts_leaves_nothing_that_is_not_found() {
         fixture.runtime.withdraw(&context, caller.instance()).await.unwrap();
         assert_eq!(processes(fixture.root.path()), [], "round {round}");
         let started = fixture.runtime.start(&context, caller.instance(), &release).await.unwrap();
-        recorded += fixture.serving().await;
+        eventually("it serves, once", || async { fixture.serving().await == 1 }).await;
         let seen = fixture.runtime.inspect(&context, caller.instance(), &started).await.unwrap();
         assert_eq!(seen, Observation::Up, "round {round}");
         fixture.runtime.withdraw(&context, caller.instance()).await.unwrap();
         // The worker's fence is always 1: without this it would be refused.
         fs::remove_file(fixture.state().join("fence")).unwrap();
     }
-    assert_eq!(recorded, 60);
     assert!(running > 0, "no worker was killed late enough to have started anything");
 }

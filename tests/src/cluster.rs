@@ -170,6 +170,9 @@ impl Cluster {
         for (call, fault) in &plan.faults {
             faults.plan(*call, *fault);
         }
+        if let Some((port, method, fault)) = plan.always {
+            faults.plan_always(port, method, fault);
+        }
         let state = State {
             workers: Vec::new(),
             asked: BTreeMap::new(),

@@ -9,6 +9,7 @@ use std::{
 use ocore_core::{
     deployment::Deployment,
     engine::Timing,
+    event::EventKind,
     executor::Executor,
     id::{DeploymentId, Fence},
     machine::{Aim, Outcome, State as Machine, Step},
@@ -27,6 +28,10 @@ use tokio::sync::Notify;
 /// More commits than any deployment can need: attempts are limited.
 const COMMITS_MAX: u32 = 120;
 
+/// More retries of one step than the policies allow: three attempts at each of three ways forward, four on the way
+/// back.
+const RETRIES_MAX: usize = 9;
+
 /// What was accepted of one deployment.
 #[derive(Debug, Clone)]
 pub(crate) struct Track {
@@ -39,6 +44,8 @@ pub(crate) struct Track {
     pub(crate) loads: BTreeMap<InstanceName, String>,
     cancel: bool,
     commits: u32,
+    /// How often each step was tried again.
+    retries: BTreeMap<Step, usize>,
 }
 
 /// A user's write that was acknowledged.
@@ -182,6 +189,7 @@ impl Journal {
             loads: BTreeMap::new(),
             cancel: false,
             commits: 0,
+            retries: BTreeMap::new(),
         };
         accepted.tracks.insert(record.id, track);
     }
@@ -237,6 +245,9 @@ impl Journal {
         track.note_restore(&accepted.tracks[&id].record.state, now);
         if track.commits == COMMITS_MAX {
             accepted.blame(format!("I10: {id} needs more than {COMMITS_MAX} commits"));
+        }
+        if track.count_retries(commit) {
+            accepted.blame(format!("I10: a step of {id} is tried again and again"));
         }
         if track.record.outcome().is_some() {
             track.finished_at = Some(now);
@@ -343,6 +354,19 @@ impl Journal {
 }
 
 impl Track {
+    /// Counts the retries that a commit tells of; whether there are too many.
+    fn count_retries(&mut self, commit: &Commit) -> bool {
+        let mut too_many = false;
+        for event in &commit.events {
+            if let EventKind::Retrying { failure, .. } = &event.kind {
+                let retries = self.retries.entry(failure.step).or_default();
+                *retries += 1;
+                too_many |= *retries > RETRIES_MAX;
+            }
+        }
+        too_many
+    }
+
     /// Notes when data was put back: from then on what was written before may be gone.
     fn note_restore(&mut self, from: &Machine, now: Duration) {
         let left = matches!(from, Machine::Restore(_));

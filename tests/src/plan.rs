@@ -29,6 +29,8 @@ pub struct Plan {
     pub script: Vec<Act>,
     /// Calls that fail, by their number.
     pub faults: Vec<(u64, Fault)>,
+    /// A port's method that fails whenever it is called, until everything is healed.
+    pub always: Option<(&'static str, &'static str, Fault)>,
     /// How likely other calls fail.
     pub odds: Odds,
     /// What befalls workers: which one, before which of its polls.
@@ -140,6 +142,7 @@ impl Plan {
             order: Order::Random,
             script,
             faults: Vec::new(),
+            always: None,
             odds: Odds::NONE,
             blows: Vec::new(),
             further_blows: 0,
@@ -245,6 +248,7 @@ impl Plan {
         Self {
             seed,
             blows: blows.collect(),
+            always: random_outage(chance),
             instances: [1, 1, 2][index(chance, 3)],
             after_stop: chance.is(1, 3),
             workers,
@@ -295,6 +299,23 @@ impl fmt::Display for Plan {
 
 fn index(chance: &mut Chance, count: usize) -> usize {
     usize::try_from(chance.below(count as u64)).unwrap_or(0)
+}
+
+/// Now and then, something that does not work at all for a while.
+fn random_outage(chance: &mut Chance) -> Option<(&'static str, &'static str, Fault)> {
+    const METHODS: [(&str, &str); 8] = [
+        ("source", "fetch"),
+        ("builder", "build"),
+        ("snapshotter", "take"),
+        ("runtime", "stop"),
+        ("runtime", "start"),
+        ("runtime", "withdraw"),
+        ("snapshotter", "restore"),
+        ("runtime", "revive"),
+    ];
+    let (port, method) = METHODS[index(chance, METHODS.len())];
+    let fault = [Fault::Refused, Fault::NoAnswer, Fault::Permanent, Fault::Hang][index(chance, 4)];
+    chance.is(1, 10).then_some((port, method, fault))
 }
 
 /// A kill, or a freeze that is sometimes shorter and sometimes longer than a lease.

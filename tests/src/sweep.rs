@@ -78,14 +78,17 @@ impl Summary {
     }
 }
 
-/// How many failures are looked for before a sweep stops.
-const FAILURES_MAX: usize = 5;
-
-/// Runs `count` plans in as many threads as there are processors; `done` is told after each.
+/// Runs `count` plans in as many threads as there are processors, or fewer: until a thread has found `failures_max`
+/// that went wrong. `done` is told after each.
 ///
 /// # Panics
 /// If a schedule panics.
-pub fn run(count: u64, plan: impl Fn(u64) -> Plan + Sync, done: impl Fn() + Sync) -> Summary {
+pub fn run(
+    count: u64,
+    failures_max: usize,
+    plan: impl Fn(u64) -> Plan + Sync,
+    done: impl Fn() + Sync,
+) -> Summary {
     let began = Instant::now();
     let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let total = Mutex::new(Summary::default());
@@ -99,7 +102,7 @@ pub fn run(count: u64, plan: impl Fn(u64) -> Plan + Sync, done: impl Fn() + Sync
             let plan = plan(number);
             summary.add(&plan, cluster::run(&plan));
             done();
-            if summary.failures.len() >= FAILURES_MAX {
+            if summary.failures.len() >= failures_max {
                 stop.store(true, Ordering::Relaxed);
             }
         }

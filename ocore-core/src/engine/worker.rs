@@ -4,7 +4,7 @@
 //! everything it does and the next one begins under a new id.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     future::Future,
     pin::Pin,
     sync::{
@@ -90,7 +90,7 @@ pub(super) struct Crew {
     pub(super) worker: Worker,
     pub(super) lease: Lease,
     phase: watch::Sender<Phase>,
-    lanes: Mutex<HashMap<EnvironmentName, Lane>>,
+    lanes: Mutex<BTreeMap<EnvironmentName, Lane>>,
     slots: Arc<Semaphore>,
     /// A slot or a lane may have become free.
     freed: Notify,
@@ -302,7 +302,7 @@ impl Crew {
         self.lanes().values().map(|lane| lane.deployment).collect()
     }
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<EnvironmentName, Lane>> {
+    fn lanes(&self) -> MutexGuard<'_, BTreeMap<EnvironmentName, Lane>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -371,12 +371,15 @@ impl Lease {
 
     /// Whether the worker may still act.
     pub(super) fn holds(&self) -> bool {
-        !self.ended.is_cancelled() && self.executor.now() < self.until() || planted!(WatchdogIgnored)
+        !self.ended.is_cancelled() && (self.executor.now() < self.until() || planted!(WatchdogIgnored))
     }
 
     /// Completes when the worker must not act any more. Looks at the clock whenever it is polled: a process that
     /// was frozen for a while learns of it before it does anything else.
     pub(super) async fn lost(&self) {
+        if planted!(WatchdogIgnored) {
+            return self.ended.cancelled().await;
+        }
         let ended = self.ended.cancelled();
         pin_mut!(ended);
         let mut sleep: BoxFuture<'static, ()> = self.executor.sleep(self.remaining());
@@ -407,7 +410,7 @@ struct TaskSet {
 
 #[derive(Default)]
 struct Running {
-    tasks: Mutex<(u64, HashMap<u64, AbortHandle>)>,
+    tasks: Mutex<(u64, BTreeMap<u64, AbortHandle>)>,
     ended: Notify,
 }
 
@@ -458,7 +461,7 @@ impl Drop for TaskSet {
 }
 
 impl Running {
-    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, AbortHandle>)> {
+    fn lock(&self) -> MutexGuard<'_, (u64, BTreeMap<u64, AbortHandle>)> {
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

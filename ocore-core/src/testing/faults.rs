@@ -139,6 +139,7 @@ struct State {
     chance: Chance,
     odds: Odds,
     planned: BTreeMap<u64, Fault>,
+    always: BTreeMap<(String, String), Fault>,
     stopped: bool,
     calls: Vec<Call>,
     hits: BTreeMap<(Call, Fault), u64>,
@@ -181,6 +182,7 @@ impl Faults {
             chance: Chance::new(0),
             odds: Odds::NONE,
             planned: BTreeMap::new(),
+            always: BTreeMap::new(),
             stopped: false,
             calls: Vec::new(),
             hits: BTreeMap::new(),
@@ -192,6 +194,11 @@ impl Faults {
     /// Lets the call number `call`, counted from zero over all wrapped ports, fail in this way.
     pub fn plan(&self, call: u64, fault: Fault) {
         self.lock().planned.insert(call, fault);
+    }
+
+    /// Lets every call of this method fail in this way.
+    pub fn plan_always(&self, port: &str, method: &str, fault: Fault) {
+        self.lock().always.insert((port.to_owned(), method.to_owned()), fault);
     }
 
     /// Lets calls fail at random.
@@ -361,7 +368,9 @@ impl State {
         } else {
             None
         };
-        self.planned.get(&index).copied().or(drawn)
+        let mut always = self.always.iter();
+        let always = always.find(|((port, method), _)| port == call.port && method == call.method);
+        self.planned.get(&index).or(always.map(|(_, fault)| fault)).copied().or(drawn)
     }
 
     fn latency(&mut self) -> Duration {

@@ -16,6 +16,12 @@ use ocore_tests::{
     sweep::{self, Summary},
 };
 
+/// Within so many random schedules each planted bug is found.
+const MUTANT_BUDGET: u64 = 30_000;
+
+/// How many failures are printed.
+const FAILURES_MAX: usize = 5;
+
 /// Runs the whole engine over a simulated world, with every fault that calls and workers can meet.
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -34,6 +40,9 @@ struct Arguments {
     /// Plants a bug.
     #[arg(long)]
     mutant: Option<Mutant>,
+    /// Plants each bug in turn: each must be found within --seeds schedules, 30,000 unless said otherwise.
+    #[arg(long)]
+    mutants: bool,
     /// Prints what happens, for a single schedule.
     #[arg(long)]
     trace: bool,
@@ -56,6 +65,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.mutants {
+        return find_mutants(arguments.first, arguments.seeds.unwrap_or(MUTANT_BUDGET));
+    }
     let plans = match plans(&arguments) {
         Ok(plans) => plans,
         Err(message) => {
@@ -67,7 +79,7 @@ fn main() -> ExitCode {
         return trace(&Plan { keep_trace: true, ..(plans.make)(0) });
     }
     let progress = Progress::new(plans.count);
-    let summary = sweep::run(plans.count, plans.make, || progress.one());
+    let summary = sweep::run(plans.count, FAILURES_MAX, plans.make, || progress.one());
     progress.finish();
     report(&summary, arguments.coverage)
 }
@@ -116,6 +128,29 @@ fn trace(plan: &Plan) -> ExitCode {
         say(&format!("violation: {violation}"));
     }
     if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The test of the test: every planted bug must be found.
+fn find_mutants(first: u64, budget: u64) -> ExitCode {
+    let (mut schedules, mut seconds, mut survivors) = (0, 0.0, Vec::new());
+    for mutant in Mutant::ALL.iter().copied() {
+        let plan = |number| Plan { mutant: Some(mutant), ..Plan::random(first + number) };
+        let summary = sweep::run(budget, 1, plan, || ());
+        schedules += summary.schedules;
+        seconds += summary.elapsed.as_secs_f64();
+        let found = summary.failures.first().and_then(|(_, violations)| violations.first());
+        let what = found.map_or("NOT FOUND", String::as_str);
+        say(&format!("{}: {} schedules: {what}", mutant.as_str(), summary.schedules));
+        if found.is_none() {
+            survivors.push(mutant.as_str());
+        }
+    }
+    let (all, rate) = (Mutant::ALL.len(), schedules as f64 / seconds);
+    let lived = survivors.len();
+    say(&format!(
+        "{all} planted bugs, {lived} not found {survivors:?}; {schedules} schedules: {rate:.0} schedules/s"
+    ));
+    if survivors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn report(summary: &Summary, coverage: bool) -> ExitCode {

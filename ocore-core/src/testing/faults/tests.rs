@@ -113,3 +113,17 @@ fn drawn_faults_come_as_often_as_the_odds_say_and_stop() {
     faults.stop();
     assert!((0..1000).all(|_| faults.begin(0, call).fault.is_none()));
 }
+
+#[test]
+fn a_method_that_always_fails_does_so_until_the_faults_stop() {
+    let sim = Sim::new(SimOptions::seed(1));
+    let faults = Faults::in_sim(sim.process("world").executor());
+    faults.plan_always("builder", "build", Fault::Refused);
+    let fault = |method| faults.begin(0, Call { port: "builder", method }).fault;
+    assert_eq!(
+        (fault("build"), fault("locate"), fault("build")),
+        (Some(Fault::Refused), None, Some(Fault::Refused))
+    );
+    faults.stop();
+    assert_eq!(fault("build"), None);
+}

@@ -11,7 +11,7 @@ use ocore_core::{
     id::{DeploymentId, WorkerId},
     name::PoolName,
     port::{
-        Beat, Claimed, EnvironmentStore, Filter, HistoryStore, LogStore, QueueStore, SnapshotStore,
+        Beat, Claimed, EnvironmentStore, Filter, HistoryStore, LogLimit, LogStore, QueueStore, SnapshotStore,
         StoreError, StoreErrorKind, Worker,
     },
     request::{NewDeployment, Trigger},
@@ -59,6 +59,29 @@ fn calls() -> Vec<Call> {
             Box::pin(async move { store.heartbeat(&worker(u128::from(n))).await.map(drop) })
         }),
         ("claim", |store, _| Box::pin(async move { store.claim(&worker(1), &[]).await.map(drop) })),
+        ("commit", |store, _| {
+            Box::pin(async move {
+                let Claimed::Work(claim) = store.claim(&worker(1), &[]).await? else { return Ok(()) };
+                store.commit(&lab::go_on(&worker(1), &claim)).await.map(drop)
+            })
+        }),
+        ("append", |store, _| {
+            Box::pin(async move {
+                let Claimed::Work(claim) = store.claim(&worker(1), &[]).await? else { return Ok(()) };
+                let (id, lines) = (claim.deployment.id, vec![lab::line("x")]);
+                store.append(&name("a"), id, claim.fence, lines, LogLimit::DEFAULT).await.map(drop)
+            })
+        }),
+        ("acknowledge", |store, n| {
+            let id = DeploymentId::from_u128(u128::from(n));
+            Box::pin(async move { store.acknowledge(&name("a"), id).await.map(drop) })
+        }),
+        ("retire snapshots", |store, _| {
+            Box::pin(async move { store.retire_snapshots(&name("a"), &["x".to_owned()]).await.map(drop) })
+        }),
+        ("snapshots", |store, _| Box::pin(async move { store.snapshots(&name("a")).await.map(drop) })),
+        ("lane", |store, _| Box::pin(async move { store.lane(&name("a")).await.map(drop) })),
+        ("environment", |store, _| Box::pin(async move { store.environment(&name("a")).await.map(drop) })),
         ("cancel", |store, n| {
             let id = DeploymentId::from_u128(u128::from(n));
             Box::pin(async move { store.request_cancel(id, "ada", lab::at(0)).await.map(drop) })
@@ -99,7 +122,7 @@ async fn a_dropped_call_leaves_no_transaction_open() {
     store.heartbeat(&worker(1)).await.unwrap();
     let mut number = 100;
     for (what, call) in calls() {
-        for polls in 0..40 {
+        for polls in 0..60 {
             number += 1;
             let ended = drop_after(call(store.clone(), number), polls).await;
             // A plain write right behind it is durable: another connection sees it at once, and it is not

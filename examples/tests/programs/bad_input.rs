@@ -32,7 +32,7 @@ fn repositories() {
     check(&site, &["--repository", "file:///etc"], 1, "file");
     check(&site, &["--repository", "https://user:password@localhost/x.git"], 2, "holds a password");
     check(&site, &["--repository", "repository", "--ref", "nowhere"], 1, "nowhere");
-    check(&site, &["--ref", "--upload-pack=x"], 2, "names no branch");
+    check(&site, &["--ref=--upload-pack=x"], 2, "names no branch");
     check(&site, &["--ref", "a..b"], 2, "names no branch");
     check(&site, &["--ref", "0123456"], 1, "0123456");
 }
@@ -95,7 +95,7 @@ fn ports_and_directories_that_somebody_else_has() {
     check(&site, &["--port", &taken.1], 1, &taken.1);
     fs::write(site.path("file"), "").unwrap();
     check(&site, &["--port", &port, "--data-directory", "file"], 1, "file");
-    check(&site, &["--data-directory", "/proc/nowhere"], 1, "/proc/nowhere");
+    check(&site, &["--data-directory", "missing/data"], 1, "find the directory above the data directory");
 }
 
 #[test]

@@ -154,7 +154,6 @@ pub(crate) const CANARY: &str = "canary-7f3a9c51";
 
 impl Drop for Site {
     fn drop(&mut self) {
-        let _there_may_be_nothing_to_stop = self.command(&["cancel", "0000"]).output();
         let _there_may_be_nothing_to_stop = self.command(&["stop"]).output();
     }
 }

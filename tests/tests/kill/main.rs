@@ -47,13 +47,14 @@ async fn whatever_is_killed_nothing_is_lost_or_half_done_or_left_over() {
     let kills =
         number("OCORE_KILLS").map_or(KILLS, |kills| usize::try_from(kills).expect("a number of kills"));
     eprintln!("OCORE_SEED={seed} OCORE_KILLS={kills}");
-    let home = tempfile::tempdir().expect("a temporary directory");
-    let home = home.path().canonicalize().expect("it is there");
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let home = directory.path().canonicalize().expect("it is there");
     let mut world = World::create(&home, seed).await.expect("the world is made");
     let tested = world.test(kills).await;
     let stopped = world.stop().await;
     if let Err(error) = tested.and(stopped) {
-        panic!("OCORE_SEED={seed} OCORE_KILLS={kills}: {error}");
+        let kept = directory.keep();
+        panic!("OCORE_SEED={seed} OCORE_KILLS={kills}, all files are in {}: {error}", kept.display());
     }
     check::nothing_runs(&home);
 }

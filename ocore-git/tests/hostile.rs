@@ -1,7 +1,5 @@
 //! What a hostile repository can try, and what happens then.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
 mod support;
 
 use std::fs;

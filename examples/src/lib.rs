@@ -13,3 +13,8 @@ pub mod work;
 
 /// The result of an example program: whatever went wrong is printed.
 pub type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use base64::{Engine as _, engine::general_purpose};
 use zeroize::Zeroizing;
 
@@ -65,6 +65,11 @@ impl Redactor {
 
     /// From now on this value is replaced. Values shorter than [`HIDDEN_LENGTH_MIN`] are not.
     pub fn hide(&self, secret: &Secret) {
+        // All forms of a value are learnt together, itself among them.
+        let value = secret.expose().trim();
+        if self.0.read().unwrap_or_else(PoisonError::into_inner).forms.iter().any(|form| **form == *value) {
+            return;
+        }
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let before = known.forms.len();
         for form in forms(secret.expose()) {
@@ -74,7 +79,10 @@ impl Redactor {
         }
         if known.forms.len() > before {
             // Leftmost-longest: where one secret is the beginning of another, the longer one is taken whole.
-            let builder = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).to_owned();
+            let mut builder = AhoCorasick::builder();
+            builder.match_kind(MatchKind::LeftmostLongest);
+            // Built anew for every secret that is learnt, and that many times faster than a DFA.
+            builder.kind(Some(AhoCorasickKind::ContiguousNFA));
             known.search = builder.build(known.forms.iter().map(|form| form.as_bytes())).ok();
         }
     }

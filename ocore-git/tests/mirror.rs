@@ -1,6 +1,6 @@
 //! The mirror: incremental, pruned, shared, repaired.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod support;
 

@@ -390,7 +390,7 @@ fn strike_at(process: &Process, poll: u64, blow: Blow) {
 /// The default timing, but for idle workers that look less often: they are told what happens.
 fn timing() -> Timing {
     let mut timing = Timing::default();
-    timing.poll = Duration::from_secs(5);
+    timing.poll = Duration::from_secs(15);
     timing.cancel_grace = Duration::from_secs(5);
     timing.drain = Duration::from_secs(2);
     timing.interrupt = Duration::from_secs(4);

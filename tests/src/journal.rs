@@ -230,19 +230,20 @@ impl Journal {
             _ => {}
         }
         let id = commit.deployment.id;
-        let Some(track) = accepted.tracks.get(&id).cloned() else {
+        let Some(mut track) = accepted.tracks.remove(&id) else {
             return accepted.blame(format!("I2: a commit of {id}, which is not open"));
         };
         let version = commit.deployment.kept_by_store.version;
         if version == track.record.kept_by_store.version {
+            accepted.tracks.insert(id, track);
             return accepted.mark("applied already");
         }
         accepted.entries += 1;
         accepted.check_commit(commit, &track);
         self.check_snapshots(&mut accepted, &track, commit);
-        let mut track =
-            Track { record: commit.deployment.clone(), commits: track.commits + 1, ..track.clone() };
-        track.note_restore(&accepted.tracks[&id].record.state, now);
+        let before = std::mem::replace(&mut track.record, commit.deployment.clone());
+        track.commits += 1;
+        track.note_restore(&before.state, now);
         if track.commits == COMMITS_MAX {
             accepted.blame(format!("I10: {id} needs more than {COMMITS_MAX} commits"));
         }
@@ -252,10 +253,9 @@ impl Journal {
         if track.record.outcome().is_some() {
             track.finished_at = Some(now);
         }
-        let record = track.record.clone();
         accepted.tracks.insert(id, track);
-        if let Some(outcome) = record.outcome() {
-            self.finish(&mut accepted, &record, outcome);
+        if let Some(outcome) = commit.deployment.outcome() {
+            self.finish(&mut accepted, &commit.deployment, outcome);
         }
         if !matches!(answer, Committed::Continued { .. }) {
             self.changed.notify_waiters();
@@ -433,25 +433,26 @@ impl Accepted {
         if claim.lost_worker {
             self.mark("takeover");
         }
-        let Some(track) = self.tracks.get(&id).cloned() else {
+        let Some(track) = self.tracks.get(&id) else {
             return self.blame(format!("I2: {id} was claimed, and is not open"));
         };
-        if track.finished_at.is_some() {
+        let (over, fresh) = (track.finished_at.is_some(), track.began_at.is_none());
+        if over {
             self.blame(format!("I2: {id} was claimed, and is over"));
         }
-        if track.began_at.is_none() {
-            self.first_claim(&track, now);
+        if fresh {
+            self.first_claim(&claim.deployment, now);
         } else if self.active != Some(id) {
             self.blame(format!("I3: {id} was claimed while {:?} is active", self.active));
         }
     }
 
-    fn first_claim(&mut self, track: &Track, now: Duration) {
-        let (id, seq) = (track.record.id, track.record.kept_by_store.seq);
+    fn first_claim(&mut self, claimed: &Deployment, now: Duration) {
+        let (id, seq) = (claimed.id, claimed.kept_by_store.seq);
         if let Some(active) = self.active {
             self.blame(format!("I3: {id} was started while {active} is active"));
         }
-        let recovers = match track.record.request.trigger {
+        let recovers = match claimed.request.trigger {
             Trigger::Recovery { of } => Some(of),
             _ => None,
         };

@@ -18,8 +18,3 @@ mod script;
 pub mod sweep;
 mod verdict;
 mod watched;
-
-/// The README's example compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-mod readme {}

@@ -327,7 +327,7 @@ pub(crate) fn random_blow(chance: &mut Chance) -> Blow {
 fn random_script(chance: &mut Chance, workers: usize) -> Vec<Act> {
     let mut script = Vec::new();
     let mut asked = Vec::new();
-    for _ in 0..3 + chance.below(3) {
+    for _ in 0..1 + chance.below(4) {
         let kind = if chance.is(1, 2) { Kind::Updates } else { Kind::ALL[index(chance, Kind::ALL.len())] };
         let earlier = (!asked.is_empty()).then(|| asked[index(chance, asked.len().max(1))]);
         let act = match (chance.below(12), earlier) {

@@ -13,7 +13,7 @@ const HELP: &str = "\
 What people and CI run.
 
     cargo xtask test                   everything that CI runs, stopping at the first failure
-    cargo xtask simulate [OPTION …]    the simulated world, in the `sim` profile: every single fault, or else
+    cargo xtask simulate [OPTION …]    the simulated world, optimised: every single fault, or else
         --seeds N                      so many random schedules
         --pairs                        every pair of faults
                                        (all options: cargo xtask simulate --help)

@@ -10,7 +10,7 @@ use std::{
 use crate::tools;
 
 /// How many random schedules CI runs.
-const SEEDS: &str = "5000";
+const SEEDS: &str = "100000";
 
 /// One command, with a name for the headlines.
 pub(crate) struct Step {
@@ -93,7 +93,9 @@ fn all(has_nextest: bool) -> Vec<Step> {
         Step::new("docs", "doc --workspace --no-deps --all-features").variable("RUSTDOCFLAGS", "-D warnings"),
         tests,
         Step::new("doc tests", "test --doc --workspace --all-features"),
+        simulate(Vec::new()).called("simulation, every single fault"),
         simulate(vec!["--seeds".to_owned(), SEEDS.to_owned()]).called("simulation, random schedules"),
+        simulate(vec!["--mutants".to_owned()]).called("simulation, every planted bug is found"),
         Step::new("quickstart", "run --release --example quickstart"),
     ]
 }

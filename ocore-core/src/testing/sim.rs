@@ -25,6 +25,7 @@ mod core;
 mod process;
 mod sleep;
 mod task;
+mod timers;
 mod trace;
 
 use std::{fmt, sync::Arc, time::Duration};

@@ -93,7 +93,7 @@ fn offences(path: &str, words: &[&str]) -> Vec<String> {
 }
 
 fn is_test(path: &str) -> bool {
-    path.contains("/tests/") || path.ends_with("/tests.rs")
+    path.contains("/tests/") || path.starts_with("tests/kill/") || path.ends_with("/tests.rs")
 }
 
 fn sources(of: &str) -> Vec<String> {

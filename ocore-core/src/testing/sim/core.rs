@@ -1,8 +1,10 @@
 //! The scheduler. One thread; the mutexes are there because handles cross into `Send` futures, and are never waited for.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -13,6 +15,7 @@ use super::{
     Order, SimOptions,
     chance::Chance,
     task::{TaskWaker, waker},
+    timers::{TimerKey, Timers},
     trace::Trace,
 };
 
@@ -37,10 +40,13 @@ pub(super) struct Core {
     state: Mutex<State>,
     /// Tasks that were woken. Its own mutex: wakers are called while the state is locked.
     woken: Arc<Mutex<Vec<TaskId>>>,
+    /// The clock, for those who only look at it.
+    now_nanos: Arc<AtomicU64>,
 }
 
 struct State {
     now: Duration,
+    now_nanos: Arc<AtomicU64>,
     polls: u64,
     order: Order,
     chance: Chance,
@@ -48,8 +54,7 @@ struct State {
     keep_trace: bool,
     tasks: Vec<Task>,
     ready: Vec<TaskId>,
-    timers: BTreeMap<(Duration, u64), Timer>,
-    timer_count: u64,
+    timers: Timers<Timer>,
     processes: Vec<ProcessState>,
     poll_waits: Vec<(u64, Waker)>,
 }
@@ -81,8 +86,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Core {
     pub(super) fn new(options: SimOptions) -> Self {
+        let now_nanos = Arc::<AtomicU64>::default();
         let state = State {
             now: Duration::ZERO,
+            now_nanos: now_nanos.clone(),
             polls: 0,
             order: options.order,
             chance: Chance::new(options.seed),
@@ -90,12 +97,11 @@ impl Core {
             keep_trace: options.keep_trace,
             tasks: Vec::new(),
             ready: Vec::new(),
-            timers: BTreeMap::new(),
-            timer_count: 0,
+            timers: Timers::new(),
             processes: Vec::new(),
             poll_waits: Vec::new(),
         };
-        Self { state: Mutex::new(state), woken: Arc::default() }
+        Self { state: Mutex::new(state), woken: Arc::default(), now_nanos }
     }
 
     /// Drops every task.
@@ -105,14 +111,14 @@ impl Core {
             process.dead = true;
         }
         let futures: Vec<_> = state.tasks.iter_mut().filter_map(|task| task.future.take()).collect();
-        let timers = std::mem::take(&mut state.timers);
+        let timers = std::mem::replace(&mut state.timers, Timers::new());
         let waits = std::mem::take(&mut state.poll_waits);
         drop(state);
         drop((futures, timers, waits));
     }
 
     pub(super) fn now(&self) -> Duration {
-        lock(&self.state).now
+        Duration::from_nanos(self.now_nanos.load(Ordering::Relaxed))
     }
 
     pub(super) fn polls(&self) -> u64 {
@@ -166,12 +172,12 @@ impl Core {
         state.ready.push(id);
     }
 
-    pub(super) fn set_timer(&self, deadline: Duration, waker: Waker) -> (Duration, u64) {
-        lock(&self.state).add_timer(deadline, Timer::Wake(waker))
+    pub(super) fn set_timer(&self, deadline: Duration, waker: Waker) -> TimerKey {
+        lock(&self.state).timers.set(deadline, Timer::Wake(waker))
     }
 
-    pub(super) fn clear_timer(&self, key: (Duration, u64)) {
-        let timer = lock(&self.state).timers.remove(&key);
+    pub(super) fn clear_timer(&self, key: TimerKey) {
+        let timer = lock(&self.state).timers.clear(key);
         drop(timer);
     }
 
@@ -228,9 +234,15 @@ impl Core {
         drop(state);
         task_waker.begin();
         let poll = future.as_mut().poll(&mut Context::from_waker(&waker(task_waker)));
-        if poll == Poll::Pending && !self.is_dead(process) {
-            lock(&self.state).tasks[id].future = Some(future);
+        if poll == Poll::Pending {
+            let mut state = lock(&self.state);
+            if !state.processes[process].dead {
+                state.tasks[id].future = Some(future);
+                return Step::Polled;
+            }
         }
+        // What it owns may ask the simulation for something while it is dropped.
+        drop(future);
         Step::Polled
     }
 }
@@ -241,13 +253,6 @@ impl State {
         if self.keep_trace {
             self.trace.line(self.now, &text());
         }
-    }
-
-    fn add_timer(&mut self, deadline: Duration, timer: Timer) -> (Duration, u64) {
-        self.timer_count += 1;
-        let key = (deadline, self.timer_count);
-        self.timers.insert(key, timer);
-        key
     }
 
     /// Takes one of the ready tasks out. Those of frozen processes are parked, those of dead ones forgotten.
@@ -311,18 +316,15 @@ impl State {
 
     /// Moves the clock to the next timer and wakes what waits for that moment.
     fn advance(&mut self, limit: Duration) -> Step {
-        let Some((&(deadline, _), _)) = self.timers.first_key_value() else { return Step::Idle };
-        if deadline > limit {
-            self.now = limit;
+        let Some(due) = self.timers.next_due() else { return Step::Idle };
+        self.now = self.now.max(due.min(limit));
+        self.now_nanos.store(u64::try_from(self.now.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if due > limit {
             return Step::OutOfTime;
         }
-        self.now = self.now.max(deadline);
         self.trace.fold(u64::try_from(self.now.as_nanos()).unwrap_or(u64::MAX));
-        while let Some(entry) = self.timers.first_entry() {
-            if entry.key().0 > self.now {
-                break;
-            }
-            match entry.remove() {
+        for timer in self.timers.take_due(self.now) {
+            match timer {
                 Timer::Wake(waker) => waker.wake(),
                 Timer::Thaw(process) => {
                     if self.processes[process].frozen_until.is_some_and(|until| until <= self.now) {
@@ -339,7 +341,7 @@ impl State {
         let name = self.processes[process].name.clone();
         self.note(2 << 40 | process as u64, || format!("{name} is frozen for {duration:?}"));
         self.processes[process].frozen_until = Some(until);
-        self.add_timer(until, Timer::Thaw(process));
+        self.timers.set(until, Timer::Thaw(process));
     }
 
     fn thaw(&mut self, process: ProcessId) {

@@ -1,15 +1,16 @@
 //! A real host on loopback, over http and https: credentials, refusals, limits, cancellation.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
-
 use std::{
     net::{IpAddr, Ipv4Addr, TcpListener},
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
+use crate::support::{
+    Bench, Entry, commit,
+    host::{Host, Manner, TOKEN, USER, project},
+    read_directory,
+};
 use git2::Repository;
 use ocore_core::{
     port::{ErrorKind, Source},
@@ -18,11 +19,6 @@ use ocore_core::{
     source_laws,
 };
 use ocore_git::{Addresses, Credentials, Limits, Protocol, SourcePolicy, Submodules};
-use support::{
-    Bench, Entry, commit,
-    host::{Host, Manner, TOKEN, USER, project},
-    read_directory,
-};
 use tokio_util::sync::CancellationToken;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -374,7 +370,7 @@ async fn at_rest(bench: &Bench) {
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
         let mirrors = bench.root.join("mirrors");
-        let mut locks = support::names(&mirrors).into_iter().filter(|name| name.ends_with(".lock"));
+        let mut locks = crate::support::names(&mirrors).into_iter().filter(|name| name.ends_with(".lock"));
         let free = |name: String| {
             let file = std::fs::File::open(mirrors.join(name)).unwrap();
             rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()

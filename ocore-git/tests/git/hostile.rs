@@ -1,16 +1,14 @@
 //! What a hostile repository can try, and what happens then.
 
-mod support;
-
 use std::fs;
 
+use crate::support::{Bench, Entry, commit, commit_tree, read_directory, write_tree};
 use git2::Oid;
 use ocore_core::{
     port::{Error, ErrorKind, Source},
     request::Revision,
 };
 use ocore_git::{CaseCollisions, SourcePolicy, Submodules};
-use support::{Bench, Entry, commit, commit_tree, read_directory, write_tree};
 
 fn local() -> SourcePolicy {
     SourcePolicy::default().allow_local_paths()
@@ -206,7 +204,7 @@ async fn submodules_can_be_left_empty() {
     let nowhere = Oid::from_str("0123456789012345678901234567890123456789").unwrap();
     commit(&bench.open(), &[(b"lib", Entry::Submodule(nowhere)), (b"x", Entry::File(b"x"))]);
     let checkout = bench.checkout().await.unwrap();
-    assert_eq!(support::names(&checkout.path.join("lib")), Vec::<String>::new());
+    assert_eq!(crate::support::names(&checkout.path.join("lib")), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -224,7 +222,7 @@ async fn alternates_replacements_and_settings_of_the_repository_are_not_taken_ov
     assert!(!mirror.join("objects/info/alternates").exists());
     assert!(!mirror.join("info/grafts").exists() && !mirror.join("refs/replace").exists());
     // libgit2 puts an explanation there, and never runs a hook of a fetch.
-    assert_eq!(support::names(&mirror.join("hooks")), ["README.sample"]);
+    assert_eq!(crate::support::names(&mirror.join("hooks")), ["README.sample"]);
 }
 
 #[tokio::test]
@@ -260,7 +258,7 @@ async fn local_paths_are_allowed_only_where_the_policy_says_so() {
     std::os::unix::fs::symlink(&bench.repository, allowed.join("link")).unwrap();
     below.url = allowed.join("link").to_str().unwrap().to_owned();
     assert!(below.fetch("main").await.unwrap_err().to_string().contains("not below"));
-    support::make_repository(&allowed.join("inside"));
+    crate::support::make_repository(&allowed.join("inside"));
     commit(&git2::Repository::open(allowed.join("inside")).unwrap(), &file(b"a"));
     below.url = allowed.join("inside").to_str().unwrap().to_owned();
     below.fetch("main").await.unwrap();

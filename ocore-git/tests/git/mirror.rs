@@ -1,9 +1,5 @@
 //! The mirror: incremental, pruned, shared, repaired.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod support;
-
 use std::{
     fs,
     process::Command,
@@ -11,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::support::{Bench, Entry, commit, commit_tree, read_directory, write_tree};
 use futures::future::join_all;
 use ocore_core::{
     event::Progress,
@@ -19,7 +16,6 @@ use ocore_core::{
     request::Revision,
 };
 use ocore_git::{GitSource, SourcePolicy};
-use support::{Bench, Entry, commit, commit_tree, read_directory, write_tree};
 use tokio_util::sync::CancellationToken;
 
 fn fill(bench: &Bench, commits: u32) -> String {
@@ -217,7 +213,7 @@ async fn a_mirror_with_too_many_packs_is_made_anew() {
     for _ in 0..8 {
         let sha = fill(&bench, 1);
         assert_eq!(bench.fetch("main").await.unwrap().sha, sha);
-        let packs = support::names(&bench.mirrors()[0].join("objects/pack"));
+        let packs = crate::support::names(&bench.mirrors()[0].join("objects/pack"));
         assert!(packs.iter().filter(|name| name.ends_with(".pack")).count() <= 4, "{packs:?}");
     }
 }
@@ -288,8 +284,10 @@ async fn a_lock_that_somebody_else_holds_is_waited_for_and_a_cancel_ends_the_wai
     let bench = Bench::new();
     fill(&bench, 1);
     bench.fetch("main").await.unwrap();
-    let lock =
-        support::names(&bench.root.join("mirrors")).into_iter().find(|name| name.ends_with(".lock")).unwrap();
+    let lock = crate::support::names(&bench.root.join("mirrors"))
+        .into_iter()
+        .find(|name| name.ends_with(".lock"))
+        .unwrap();
     let file = fs::File::open(bench.root.join("mirrors").join(lock)).unwrap();
     rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let token = CancellationToken::new();

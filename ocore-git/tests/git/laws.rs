@@ -1,8 +1,6 @@
 //! The laws of the source, over local paths.
 
-mod support;
-
+use crate::support::Bench;
 use ocore_core::source_laws;
-use support::Bench;
 
 source_laws!(Bench::new());

@@ -1,16 +1,6 @@
 //! Repositories in temporary directories, contexts, and a git host on loopback.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::exhaustive_structs,
-    clippy::exhaustive_enums,
-    reason = "it is for tests, and each test binary uses its own part of it"
-)]
-
-pub mod host;
+pub(crate) mod host;
 
 use std::{
     collections::BTreeMap,
@@ -37,21 +27,21 @@ use ocore_git::{GitSource, SourcePolicy};
 use tokio_util::sync::CancellationToken;
 
 /// A repository, and a Source that may read local paths.
-pub struct Bench {
-    pub directory: tempfile::TempDir,
-    pub repository: PathBuf,
-    pub root: PathBuf,
-    pub source: GitSource,
-    pub url: String,
-    pub sink: Arc<Recorder>,
+pub(crate) struct Bench {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) repository: PathBuf,
+    pub(crate) root: PathBuf,
+    pub(crate) source: GitSource,
+    pub(crate) url: String,
+    pub(crate) sink: Arc<Recorder>,
 }
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with_policy(SourcePolicy::default().allow_local_paths())
     }
 
-    pub fn with_policy(policy: SourcePolicy) -> Self {
+    pub(crate) fn with_policy(policy: SourcePolicy) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (repository, root) = (directory.path().join("origin.git"), directory.path().join("root"));
         make_repository(&repository);
@@ -60,66 +50,66 @@ impl Bench {
         Self { directory, repository, root, source, url, sink: Arc::default() }
     }
 
-    pub fn open(&self) -> Repository {
+    pub(crate) fn open(&self) -> Repository {
         Repository::open_bare(&self.repository).unwrap()
     }
 
-    pub fn environment(&self) -> Arc<Environment> {
+    pub(crate) fn environment(&self) -> Arc<Environment> {
         let spec = EnvironmentSpec::new("shop", &self.url).instance(InstanceSpec::new("web"));
         Arc::new(Environment::try_from(spec).unwrap())
     }
 
-    pub fn context(&self) -> Context {
+    pub(crate) fn context(&self) -> Context {
         self.context_of(1, 1, CancellationToken::new())
     }
 
-    pub fn context_of(&self, deployment: u128, fence: u64, token: CancellationToken) -> Context {
+    pub(crate) fn context_of(&self, deployment: u128, fence: u64, token: CancellationToken) -> Context {
         let deployment = DeploymentId::from_u128(deployment);
         Context::new(deployment, self.environment(), Fence::new(fence), token, Arc::clone(&self.sink) as _)
     }
 
-    pub async fn fetch(&self, branch: &str) -> ocore_core::port::Result<Commit> {
+    pub(crate) async fn fetch(&self, branch: &str) -> ocore_core::port::Result<Commit> {
         self.source.fetch(&self.context(), &Revision::Branch(branch.to_owned())).await
     }
 
     /// Fetches main and checks it out.
-    pub async fn checkout(&self) -> ocore_core::port::Result<Checkout> {
+    pub(crate) async fn checkout(&self) -> ocore_core::port::Result<Checkout> {
         let commit = self.fetch("main").await?;
         self.source.checkout(&self.context(), &commit).await
     }
 
     /// What is left below `checkouts`, finished or not.
-    pub fn checkouts(&self) -> Vec<String> {
+    pub(crate) fn checkouts(&self) -> Vec<String> {
         names(&self.root.join("checkouts"))
     }
 
-    pub fn mirrors(&self) -> Vec<PathBuf> {
+    pub(crate) fn mirrors(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.root.join("mirrors")).unwrap();
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
     }
 }
 
-pub fn names(directory: &Path) -> Vec<String> {
+pub(crate) fn names(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).unwrap();
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
-pub fn make_repository(path: &Path) {
+pub(crate) fn make_repository(path: &Path) {
     let mut options = RepositoryInitOptions::new();
     options.bare(true).external_template(false).mkpath(true).initial_head("main");
     Repository::init_opts(path, &options).unwrap();
 }
 
 /// Called at each report of progress.
-pub type OnProgress = Box<dyn Fn(&Progress) + Send + Sync>;
+pub(crate) type OnProgress = Box<dyn Fn(&Progress) + Send + Sync>;
 
 /// What was reported.
 #[derive(Default)]
-pub struct Recorder {
-    pub lines: Mutex<Vec<String>>,
-    pub progress: Mutex<Vec<Progress>>,
-    pub hidden: Mutex<Vec<String>>,
-    pub on_progress: Mutex<Option<OnProgress>>,
+pub(crate) struct Recorder {
+    pub(crate) lines: Mutex<Vec<String>>,
+    pub(crate) progress: Mutex<Vec<Progress>>,
+    pub(crate) hidden: Mutex<Vec<String>>,
+    pub(crate) on_progress: Mutex<Option<OnProgress>>,
 }
 
 impl Sink for Recorder {
@@ -138,7 +128,7 @@ impl Sink for Recorder {
 }
 
 /// One entry of a tree, as raw as git allows.
-pub enum Entry<'a> {
+pub(crate) enum Entry<'a> {
     File(&'a [u8]),
     Program(&'a [u8]),
     Link(&'a [u8]),
@@ -148,7 +138,7 @@ pub enum Entry<'a> {
 }
 
 /// Writes a tree object with exactly these entries, in this order, whatever their names are.
-pub fn write_tree(repository: &Repository, entries: &[(&[u8], Entry<'_>)]) -> Oid {
+pub(crate) fn write_tree(repository: &Repository, entries: &[(&[u8], Entry<'_>)]) -> Oid {
     let objects = repository.odb().unwrap();
     let mut content = Vec::new();
     for (name, entry) in entries {
@@ -168,7 +158,7 @@ pub fn write_tree(repository: &Repository, entries: &[(&[u8], Entry<'_>)]) -> Oi
 }
 
 /// Adds a commit with this tree to a branch.
-pub fn commit_tree(repository: &Repository, branch: &str, message: &str, tree: Oid) -> Oid {
+pub(crate) fn commit_tree(repository: &Repository, branch: &str, message: &str, tree: Oid) -> Oid {
     let reference = format!("refs/heads/{branch}");
     let parent = repository.refname_to_id(&reference).ok();
     let who = format!("Ada <ada@example.org> {} +0000", committed_at().timestamp());
@@ -180,13 +170,13 @@ pub fn commit_tree(repository: &Repository, branch: &str, message: &str, tree: O
 }
 
 /// Adds a commit with exactly these entries to main.
-pub fn commit(repository: &Repository, entries: &[(&[u8], Entry<'_>)]) -> Oid {
+pub(crate) fn commit(repository: &Repository, entries: &[(&[u8], Entry<'_>)]) -> Oid {
     let tree = write_tree(repository, entries);
     commit_tree(repository, "main", "a commit", tree)
 }
 
 /// Everything in a directory, by path: a file's content, or what else it is.
-pub fn read_directory(root: &Path) -> Option<BTreeMap<String, String>> {
+pub(crate) fn read_directory(root: &Path) -> Option<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     let mut waiting = vec![root.to_owned()];
     while let Some(directory) = waiting.pop() {

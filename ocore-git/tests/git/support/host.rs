@@ -26,7 +26,7 @@ use openssl::{
 
 /// How the host answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// As git does.
     Serve,
     /// Only with the right user and token.
@@ -42,31 +42,31 @@ pub enum Manner {
 }
 
 #[derive(Debug)]
-pub struct Seen {
-    pub requests: Mutex<Vec<String>>,
-    pub authorizations: Mutex<Vec<String>>,
-    pub sent_bytes: AtomicU64,
-    pub manner: Mutex<Manner>,
+pub(crate) struct Seen {
+    pub(crate) requests: Mutex<Vec<String>>,
+    pub(crate) authorizations: Mutex<Vec<String>>,
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) manner: Mutex<Manner>,
     stopped: AtomicBool,
 }
 
-pub struct Host {
-    pub address: SocketAddr,
-    pub seen: Arc<Seen>,
-    pub certificate: Option<String>,
+pub(crate) struct Host {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) certificate: Option<String>,
 }
 
-pub const USER: &str = "deploy";
-pub const TOKEN: &str = "canary-token-7f3a91";
+pub(crate) const USER: &str = "deploy";
+pub(crate) const TOKEN: &str = "canary-token-7f3a91";
 /// `deploy:canary-token-7f3a91` in Base64.
 const BASIC: &str = "Basic ZGVwbG95OmNhbmFyeS10b2tlbi03ZjNhOTE=";
 
 impl Host {
-    pub fn plain(root: &Path) -> Self {
+    pub(crate) fn plain(root: &Path) -> Self {
         Self::start(root, None, None)
     }
 
-    pub fn tls(root: &Path) -> Self {
+    pub(crate) fn tls(root: &Path) -> Self {
         let (certificate, acceptor) = make_certificate();
         Self::start(root, Some(Arc::new(acceptor)), Some(certificate))
     }
@@ -105,11 +105,11 @@ impl Host {
         Self { address, seen, certificate }
     }
 
-    pub fn set(&self, manner: Manner) {
+    pub(crate) fn set(&self, manner: Manner) {
         *self.seen.manner.lock().unwrap() = manner;
     }
 
-    pub fn url(&self, host: &str, path: &str) -> String {
+    pub(crate) fn url(&self, host: &str, path: &str) -> String {
         let scheme = if self.certificate.is_some() { "https" } else { "http" };
         format!("{scheme}://{host}:{}/{path}", self.address.port())
     }
@@ -292,7 +292,7 @@ fn make_certificate() -> (String, SslAcceptor) {
 }
 
 /// A directory for the repositories of a host.
-pub fn project(directory: &Path, name: &str) -> PathBuf {
+pub(crate) fn project(directory: &Path, name: &str) -> PathBuf {
     let path = directory.join(name);
     super::make_repository(&path);
     path

@@ -1,0 +1,9 @@
+//! The Source over real repositories and a real host on loopback.
+
+#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
+
+mod hostile;
+mod laws;
+mod mirror;
+mod remote;
+mod support;

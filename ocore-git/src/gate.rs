@@ -16,7 +16,7 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use ocore_core::port::{Classify, Error, Result};
+use ocore_core::port::{Classify, Error, ErrorKind, Result};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     net::{TcpListener, TcpStream},
@@ -119,14 +119,22 @@ impl Way {
                     let Ok((mut near, _)) = accepted else { return };
                     let way = Arc::clone(&self);
                     connections.spawn(async move {
-                        // `near` is closed last: libgit2 must not fail before the reason is known. The first
-                        // reason is the one that counts.
+                        // `near` is closed last: libgit2 must not fail before the reason is known.
                         if let Err(error) = way.pass(&mut near).await {
-                            way.verdict.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                            way.judge(error);
                         }
                     });
                 }
             }
+        }
+    }
+
+    /// The first refusal counts; before there is one, the last trouble: a host may end a connection that it kept
+    /// open, and libgit2 then makes another.
+    fn judge(&self, error: Error) {
+        let mut verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        if verdict.as_ref().is_none_or(|known| known.kind() == ErrorKind::Transient) {
+            *verdict = Some(error);
         }
     }
 

@@ -148,19 +148,58 @@ pub fn singles(scenario: &Plan) -> Vec<Plan> {
 }
 
 /// Every pair of calls failing in every pair of ways; the second call is counted in the run that the first fault
-/// leads to.
-#[must_use]
-pub fn pairs(scenario: &Plan) -> Vec<Plan> {
-    let base = cluster::run(scenario);
-    let mut plans = Vec::new();
-    for first in 0..base.calls.len() as u64 {
-        for fault in Fault::ALL {
-            let one = scenario.clone().fault(first, fault);
-            let calls = cluster::run(&one).calls.len() as u64;
-            for second in first + 1..calls {
-                plans.extend(Fault::ALL.map(|fault| one.clone().fault(second, fault)));
+/// leads to. There are tens of millions, so that each is made when its number is asked for.
+#[derive(Debug)]
+pub struct Pairs {
+    scenarios: Vec<Plan>,
+    /// Each first fault, with the number of its first pair.
+    firsts: Vec<First>,
+    count: u64,
+}
+
+#[derive(Debug)]
+struct First {
+    number: u64,
+    scenario: usize,
+    call: u64,
+    fault: Fault,
+}
+
+impl Pairs {
+    /// The pairs of these scenarios. Runs each single fault once, to count the calls that follow it.
+    #[must_use]
+    pub fn new(scenarios: Vec<Plan>) -> Self {
+        let (mut firsts, mut count) = (Vec::new(), 0);
+        for (scenario, plan) in scenarios.iter().enumerate() {
+            for call in 0..cluster::run(plan).calls.len() as u64 {
+                for fault in Fault::ALL {
+                    firsts.push(First { number: count, scenario, call, fault });
+                    let calls = cluster::run(&plan.clone().fault(call, fault)).calls.len() as u64;
+                    count += calls.saturating_sub(call + 1) * Fault::ALL.len() as u64;
+                }
             }
         }
+        Self { scenarios, firsts, count }
     }
-    plans
+
+    /// How many there are.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The pair with this number, counted from zero.
+    ///
+    /// # Panics
+    /// If there are not so many.
+    #[must_use]
+    pub fn plan(&self, number: u64) -> Plan {
+        assert!(number < self.count, "there are {} pairs", self.count);
+        let at = self.firsts.partition_point(|first| first.number <= number) - 1;
+        let First { number: base, scenario, call, fault } = &self.firsts[at];
+        let (calls, ways) = (number - base, Fault::ALL.len() as u64);
+        let way = usize::try_from(calls % ways).expect("there are few faults");
+        let plan = self.scenarios[*scenario].clone();
+        plan.fault(*call, *fault).fault(call + 1 + calls / ways, Fault::ALL[way])
+    }
 }

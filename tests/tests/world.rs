@@ -1,7 +1,7 @@
 //! Samples of the simulated world, small enough for a build without optimisation. Everything is run by
 //! `cargo xtask simulate`: every single fault, random schedules (`--seeds`) and all planted bugs (`--mutants`).
 
-use ocore_core::testing::mutants::Mutant;
+use ocore_core::testing::{faults::Fault, mutants::Mutant};
 use ocore_tests::{
     cluster,
     plan::Plan,
@@ -61,6 +61,24 @@ fn bugs_that_are_easy_to_find_are_found_soon() {
 fn a_plan_says_how_to_run_it_again() {
     assert_eq!(Plan::random(7).command(), "cargo xtask simulate --first 7 --seeds 1 --trace");
     let plan = Plan::scenario("update").expect("there is such a scenario");
-    let plan = plan.fault(12, ocore_core::testing::faults::Fault::Late);
+    let plan = plan.fault(12, Fault::Late);
     assert_eq!(plan.command(), "cargo xtask simulate --scenario update --trace --fault 12:Late");
+}
+
+#[test]
+fn every_pair_of_faults_has_a_number() {
+    let scenario = Plan::scenario("first").expect("there is such a scenario");
+    let pairs = sweep::Pairs::new(vec![scenario]);
+    let faults = |number| pairs.plan(number).faults;
+    assert!(pairs.count() > 10_000, "{}", pairs.count());
+    let ways = Fault::ALL;
+    assert_eq!(faults(0), [(0, ways[0]), (1, ways[0])]);
+    assert_eq!(faults(1), [(0, ways[0]), (1, ways[1])]);
+    assert_eq!(faults(ways.len() as u64), [(0, ways[0]), (2, ways[0])]);
+    let last = faults(pairs.count() - 1);
+    assert_eq!((last[0].1, last[1].1), (ways[ways.len() - 1], ways[ways.len() - 1]));
+    let stride = usize::try_from(pairs.count() / 97).expect("it is small");
+    let numbers: Vec<u64> = (0..pairs.count()).step_by(stride).collect();
+    let plan = |number| pairs.plan(numbers[usize::try_from(number).expect("a plan's number is an index")]);
+    check(&sweep::run(numbers.len() as u64, 1, plan, || ()));
 }

@@ -25,7 +25,7 @@ impl Engine {
     /// environment that has the same port, database or directory.
     pub async fn save_environment(&self, spec: EnvironmentSpec) -> Result<Environment, EngineError> {
         let environment = Environment::try_from(spec)?;
-        match self.shared.store.save_environment(&environment).await? {
+        match self.shared.in_time(self.shared.store.save_environment(&environment)).await? {
             Saved::Created | Saved::Updated => Ok(environment),
             Saved::Conflict { resource, environment } => {
                 Err(EngineError::ResourceInUse { resource, environment })
@@ -38,7 +38,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Store`].
     pub async fn environments(&self) -> Result<Vec<EnvironmentRecord>, EngineError> {
-        Ok(self.shared.store.environments().await?)
+        Ok(self.shared.in_time(self.shared.store.environments()).await?)
     }
 
     /// One environment, and what goes on in it.
@@ -48,7 +48,7 @@ impl Engine {
     pub async fn environment(&self, name: &str) -> Result<EnvironmentRecord, EngineError> {
         let no_such = || EngineError::NoSuchEnvironment { name: name.chars().take(40).collect() };
         let parsed = EnvironmentName::new(name).map_err(|_| no_such())?;
-        self.shared.store.environment(&parsed).await?.ok_or_else(no_such)
+        self.shared.in_time(self.shared.store.environment(&parsed)).await?.ok_or_else(no_such)
     }
 
     /// From now on no deployment of the environment is started. One that is under way goes on.
@@ -69,7 +69,7 @@ impl Engine {
 
     async fn set_paused(&self, name: &str, paused: bool) -> Result<(), EngineError> {
         let record = self.environment(name).await?;
-        self.shared.store.set_paused(record.environment.name(), paused).await?;
+        self.shared.in_time(self.shared.store.set_paused(record.environment.name(), paused)).await?;
         self.shared.nudge.notify_waiters();
         Ok(())
     }
@@ -90,13 +90,15 @@ impl Engine {
         let no_attention = || EngineError::NoAttention { environment: name.clone() };
         let stranded = record.attention.ok_or_else(no_attention)?;
         match resolution {
-            Resolution::Acknowledge => match self.shared.store.acknowledge(&name, stranded).await? {
-                Acknowledged::Done => {
-                    self.shared.nudge.notify_waiters();
-                    Ok(None)
+            Resolution::Acknowledge => {
+                match self.shared.in_time(self.shared.store.acknowledge(&name, stranded)).await? {
+                    Acknowledged::Done => {
+                        self.shared.nudge.notify_waiters();
+                        Ok(None)
+                    }
+                    Acknowledged::NotWaiting => Err(no_attention()),
                 }
-                Acknowledged::NotWaiting => Err(no_attention()),
-            },
+            }
             Resolution::Resume => {
                 let deployment = self.deployment(stranded).await?;
                 let Some(Outcome::Stranded { undo, .. }) = deployment.outcome() else {

@@ -31,7 +31,10 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoSuchDeployment`].
     pub async fn deployment(&self, id: DeploymentId) -> Result<Deployment, EngineError> {
-        self.shared.store.deployment(id).await?.ok_or(EngineError::NoSuchDeployment { id })
+        self.shared
+            .in_time(self.shared.store.deployment(id))
+            .await?
+            .ok_or(EngineError::NoSuchDeployment { id })
     }
 
     /// One deployment, whether it is live, why it waits, and what answered it.
@@ -42,7 +45,7 @@ impl Engine {
         let deployment = self.deployment(id).await?;
         let environment = self.environment(deployment.environment.as_str()).await?;
         let filter = Filter { answers: Some(id), ..Filter::environment(deployment.environment.clone()) };
-        let answers = self.shared.store.history(&filter, None, 100).await?.deployments;
+        let answers = self.shared.in_time(self.shared.store.history(&filter, None, 100)).await?.deployments;
         Ok(Details {
             is_live: environment.live.is_some_and(|live| live.deployment == id),
             waiting: self.waiting(id).await?,
@@ -62,7 +65,8 @@ impl Engine {
         before: Option<DeploymentId>,
         limit: usize,
     ) -> Result<Page, EngineError> {
-        Ok(self.shared.store.history(filter, before, limit.clamp(1, PAGE_LENGTH_MAX)).await?)
+        let page = self.shared.store.history(filter, before, limit.clamp(1, PAGE_LENGTH_MAX));
+        Ok(self.shared.in_time(page).await?)
     }
 
     /// Why a queued deployment waits; `None` if it does not.
@@ -71,7 +75,7 @@ impl Engine {
     /// [`EngineError::NoSuchDeployment`].
     pub async fn waiting(&self, id: DeploymentId) -> Result<Option<Waiting>, EngineError> {
         let deployment = self.deployment(id).await?;
-        let lane = self.shared.store.lane(&deployment.environment).await?;
+        let lane = self.shared.in_time(self.shared.store.lane(&deployment.environment)).await?;
         Ok(lane.and_then(|lane| lane.waiting(id)))
     }
 
@@ -85,7 +89,8 @@ impl Engine {
         after: EventSeq,
         limit: usize,
     ) -> Result<Vec<Event>, EngineError> {
-        Ok(self.shared.store.events(id, after, limit.clamp(1, PAGE_LENGTH_MAX)).await?)
+        let events = self.shared.store.events(id, after, limit.clamp(1, PAGE_LENGTH_MAX));
+        Ok(self.shared.in_time(events).await?)
     }
 
     /// The deployment's output after `after`, with each line's place: give the last one to read on.
@@ -116,7 +121,7 @@ impl Engine {
     /// [`EngineError::NoSuchEnvironment`].
     pub async fn snapshots(&self, environment: &str) -> Result<Vec<SnapshotRecord>, EngineError> {
         let record = self.environment(environment).await?;
-        Ok(self.shared.store.snapshots(record.environment.name()).await?)
+        Ok(self.shared.in_time(self.shared.store.snapshots(record.environment.name())).await?)
     }
 
     /// The last lines that an instance of what serves wrote to its own log, at most `lines` (1 to 1,000) of them.

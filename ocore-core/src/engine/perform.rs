@@ -132,7 +132,7 @@ async fn locate(state: &Locate, caller: &Caller) -> Result<Located, Failure> {
         return Err(permanent(format!("{to} was never live in this environment")));
     };
     let load = if state.with_data() {
-        let data = caller.read(caller.shared.data_of(target)).await?;
+        let data = caller.read(caller.shared.data_of(target, &job.environment)).await?;
         Some(data.map_err(permanent)?.snapshots)
     } else {
         None

@@ -110,7 +110,7 @@ impl Engine {
     /// [`EngineError::Over`], [`EngineError::Undoing`], [`EngineError::NoSuchDeployment`].
     pub async fn cancel(&self, id: DeploymentId, actor: impl Into<String> + Send) -> Result<(), EngineError> {
         let (actor, at) = (checked("actor", actor.into())?, self.shared.executor.utc());
-        let answer = self.shared.store.request_cancel(id, &actor, at).await?;
+        let answer = self.shared.in_time(self.shared.store.request_cancel(id, &actor, at)).await?;
         self.shared.nudge.notify_waiters();
         match answer {
             CancelAnswer::Cancelled | CancelAnswer::Requested => Ok(()),
@@ -130,7 +130,8 @@ impl Engine {
         request.key = request.key.map(|key| checked("idempotency key", key)).transpose()?;
         let id = DeploymentId::fresh(&*self.shared.executor);
         let new = NewDeployment { id, environment: environment.clone(), request };
-        let answer = self.shared.store.enqueue(new, self.shared.executor.utc()).await?;
+        let enqueued = self.shared.store.enqueue(new, self.shared.executor.utc());
+        let answer = self.shared.in_time(enqueued).await?;
         self.shared.nudge.notify_waiters();
         let accepted = |deployment: Box<Deployment>, existing, superseded| {
             let Deployment { id, environment, .. } = *deployment;

@@ -5,6 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{Accepted, Engine, EngineError, Shared};
 use crate::{
     deployment::Deployment,
+    environment::{Environment, Instance},
     id::DeploymentId,
     name::InstanceName,
     port::{Filter, SnapshotState, StoreResult},
@@ -103,7 +104,7 @@ impl Engine {
         if request.mode == RollbackMode::CodeOnly {
             return Ok(preview(Loss::Nothing));
         }
-        match self.shared.data_of(&target).await? {
+        match self.shared.in_time(self.shared.data_of(&target, &record.environment)).await? {
             Ok(data) => {
                 let moments = data.snapshots.iter().map(|(name, snapshot)| (name.clone(), snapshot.taken_at));
                 Ok(preview(Loss::Since { moments: moments.collect(), windows: data.windows }))
@@ -142,7 +143,14 @@ impl Shared {
     /// The snapshot that a deployment takes is the data *before* it. And a deployment that came later but was
     /// undone did not end anything: what was written after it belongs to the target too, so that what counts is
     /// the one that replaced the target for good. The inner error says why there is no such data.
-    pub(super) async fn data_of(&self, target: &Deployment) -> StoreResult<Result<DataOf, String>> {
+    ///
+    /// An instance that the environment has now, and did not have then, has no such data: nobody can say what it
+    /// should become, so that the answer is no. Instances that the environment has no more are left out.
+    pub(super) async fn data_of(
+        &self,
+        target: &Deployment,
+        environment: &Environment,
+    ) -> StoreResult<Result<DataOf, String>> {
         let filter = Filter { replaced: Some(target.id), ..Filter::environment(target.environment.clone()) };
         let page = self.store.history(&filter, None, 1).await?;
         if planted!(RollbackOffByOne) {
@@ -164,6 +172,17 @@ impl Shared {
                 successor.id
             )));
         }
-        Ok(Ok(DataOf { snapshots: successor.snapshots, windows: successor.windows }))
+        let mut data = DataOf { snapshots: BTreeMap::new(), windows: BTreeMap::new() };
+        for Instance { name, .. } in environment.instances() {
+            let Some(snapshot) = successor.snapshots.get(name) else {
+                return Ok(Err(format!(
+                    "instance {name} was added later, so that there is no data of it to put back; roll back the code \
+                     only, or save the environment without {name} first"
+                )));
+            };
+            data.snapshots.insert(name.clone(), snapshot.clone());
+            data.windows.extend(successor.windows.get(name).map(|window| (name.clone(), *window)));
+        }
+        Ok(Ok(data))
     }
 }

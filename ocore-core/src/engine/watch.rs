@@ -38,7 +38,7 @@ impl Engine {
     /// [`EngineError::NoSuchDeployment`].
     pub async fn watch_after(&self, id: DeploymentId, after: EventSeq) -> Result<Watch, EngineError> {
         let finished = self.deployment(id).await?.outcome().is_some()
-            && self.shared.store.events(id, after, 1).await?.is_empty();
+            && self.shared.in_time(self.shared.store.events(id, after, 1)).await?.is_empty();
         let shared = self.shared.clone();
         Ok(Watch { shared, deployment: id, after, read: VecDeque::new(), finished })
     }
@@ -64,7 +64,7 @@ impl Watch {
             let mut nudged = Box::pin(shared.nudge.notified());
             nudged.as_mut().enable();
             let mut changed = shared.store.changed().fuse();
-            let batch = shared.store.events(self.deployment, self.after, BATCH).await?;
+            let batch = shared.in_time(shared.store.events(self.deployment, self.after, BATCH)).await?;
             if batch.is_empty() {
                 futures::select_biased! {
                     () = nudged.fuse() => {}

@@ -1,8 +1,9 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use ocore_core::{
     engine::EngineError,
     event::EventKind,
+    executor::TokioExecutor,
     failure::FailureClass,
     id::EventSeq,
     machine::{Serving, Status, Step},
@@ -11,7 +12,10 @@ use ocore_core::{
     release::Window,
     request::{DeployRequest, Push},
     secret::Secret,
-    testing::fakes::Behaviour,
+    testing::{
+        fakes::Behaviour,
+        faults::{Fault, Faults},
+    },
 };
 
 use crate::stage::{Stage, shop};
@@ -203,4 +207,42 @@ async fn what_failed_can_be_tried_again() {
     assert_eq!(stage.engine.details(failed.id).await.unwrap().answered_by, [retry.id]);
     let running = stage.deploy("second", Behaviour::good()).await;
     assert!(matches!(stage.engine.retry(running.id, "bob").await, Err(EngineError::Over { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_hangs_does_not_hang_who_asks() {
+    let stage = Stage::new().await;
+    let id = stage.ask("first", Behaviour::good()).await;
+    for method in [
+        "save_environment",
+        "environments",
+        "environment",
+        "enqueue",
+        "deployment",
+        "lane",
+        "history",
+        "events",
+        "snapshots",
+        "set_paused",
+        "request_cancel",
+    ] {
+        let faults = Faults::new(Arc::new(TokioExecutor::new()));
+        faults.plan_always("store", method, Fault::Hang);
+        let store = faults.wrap(stage.store.clone());
+        let engine = Stage::builder(&stage.world, &stage.store).store(store).build().unwrap();
+        let ask = async || -> Result<(), EngineError> {
+            engine.save_environment(shop()).await?;
+            engine.environments().await?;
+            engine.deploy(DeployRequest::manual("shop")).await?;
+            engine.waiting(id).await?;
+            engine.details(id).await?;
+            engine.events(id, EventSeq::default(), 10).await?;
+            engine.snapshots("shop").await?;
+            engine.pause("shop").await?;
+            engine.cancel(id, "ada").await
+        };
+        let answer = tokio::time::timeout(Duration::from_secs(60), ask()).await;
+        let error = answer.unwrap_or_else(|_| panic!("{method} hangs")).unwrap_err();
+        assert!(matches!(error, EngineError::Store(_)), "{method}: {error}");
+    }
 }

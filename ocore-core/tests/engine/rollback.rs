@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use ocore_core::{
     engine::{EngineError, Loss, Resolution, RollbackRequest},
+    environment::InstanceSpec,
     machine::{Serving, Status},
     queue::WaitReason,
     testing::fakes::Behaviour,
@@ -68,6 +69,31 @@ async fn what_cannot_be_rolled_back_to_is_said() {
     assert!(matches!(refused(live.id).await, EngineError::LiveAlready { .. }));
     let never = refused(failed.id).await.to_string();
     assert!(never.contains("it was never live; it is Failed"), "{never}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_was_added_later_has_no_data_to_go_back_to() {
+    let mut stage = Stage::new().await;
+    stage.work();
+    let first = stage.deploy("first", Behaviour::good()).await;
+    stage.deploy("second", Behaviour::good()).await;
+    let two = shop().instance(InstanceSpec::new("admin").port(8070));
+    stage.engine.save_environment(two).await.unwrap();
+    let request = RollbackRequest::to(first.id);
+    let refused = stage.engine.roll_back(request.clone()).await.unwrap_err().to_string();
+    assert!(refused.contains("instance admin was added later"), "{refused}");
+    assert!(refused.contains("roll back the code only"), "{refused}");
+
+    // Asked for while there was one instance, it is refused all the same if there are two when its turn comes.
+    stage.engine.save_environment(shop()).await.unwrap();
+    stage.engine.pause("shop").await.unwrap();
+    let asked = stage.engine.roll_back(request).await.unwrap().0.id;
+    stage.engine.save_environment(shop().instance(InstanceSpec::new("admin").port(8070))).await.unwrap();
+    stage.engine.resume("shop").await.unwrap();
+    let late = stage.end(asked).await;
+    assert_eq!(late.status(), Status::Failed);
+    assert!(late.failure().unwrap().message.contains("instance admin was added later"));
+    assert_eq!(stage.running().len(), 1, "what served goes on");
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use ocore_core::testing::{faults::Fault, mutants::Mutant};
 use ocore_tests::{
     cluster,
     plan::{Blow, Plan},
-    sweep::{self, Summary},
+    sweep::{self, Pairs, Summary},
 };
 
 /// Simulations allocate a lot and for a short time: with this allocator they take a third less time.
@@ -35,7 +35,8 @@ struct Arguments {
     /// The first seed.
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Also every pair of failing calls of each scenario (or of the one that is named).
+    /// Every pair of failing calls of each scenario, or of the one that is named; with --seeds so many of them, from
+    /// the one whose number is --first.
     #[arg(long)]
     pairs: bool,
     /// Only this scenario: every single disturbance of it, or exactly the one that is given.
@@ -106,13 +107,20 @@ fn plans(arguments: &Arguments) -> Result<Plans<'_>, String> {
         let plan = Plan { faults, blows, cancel: *cancel, mutant, ..scenarios[0].clone() };
         return Ok(Plans { count: 1, make: Box::new(move |_| plan.clone()) });
     }
-    if let (Some(seeds), None) = (arguments.seeds, &arguments.scenario) {
+    if let (Some(seeds), None, false) = (arguments.seeds, &arguments.scenario, arguments.pairs) {
         let first = arguments.first;
         let make = move |number| Plan { mutant, ..Plan::random(first + number) };
         return Ok(Plans { count: seeds, make: Box::new(make) });
     }
-    let disturb = if arguments.pairs { sweep::pairs } else { sweep::singles };
-    let all: Vec<Plan> = scenarios.iter().flat_map(disturb).map(|plan| Plan { mutant, ..plan }).collect();
+    if arguments.pairs {
+        let (pairs, first) = (Pairs::new(scenarios), arguments.first);
+        let rest = pairs.count().saturating_sub(first);
+        let make = move |number| Plan { mutant, ..pairs.plan(first + number) };
+        let count = arguments.seeds.map_or(rest, |count| count.min(rest));
+        return Ok(Plans { count, make: Box::new(make) });
+    }
+    let all: Vec<Plan> =
+        scenarios.iter().flat_map(sweep::singles).map(|plan| Plan { mutant, ..plan }).collect();
     let count = all.len() as u64;
     let make = move |number| all[usize::try_from(number).expect("a plan's number is an index")].clone();
     Ok(Plans { count, make: Box::new(make) })

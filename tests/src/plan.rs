@@ -167,6 +167,11 @@ impl Plan {
         self
     }
 
+    const fn outage(mut self, port: &'static str, method: &'static str, fault: Fault) -> Self {
+        self.always = Some((port, method, fault));
+        self
+    }
+
     /// The same plan with one call that fails.
     #[must_use]
     pub fn fault(mut self, call: u64, fault: Fault) -> Self {
@@ -215,6 +220,13 @@ impl Plan {
             Self::new("burst", vec![Push(Good), Push(Updates), Deploy(Unhealthy), Push(Good)]).workers(3),
             Self::new("after-stop", vec![Deploy(Good), Settle, Deploy(UpdatesThenUnhealthy), Deploy(Good)])
                 .after_stop(),
+            Self::new(
+                "stranded-data",
+                vec![Deploy(Updates), Settle, Deploy(UpdatesThenUnhealthy), Push(Good)],
+            )
+            .outage("snapshotter", "restore", Fault::Permanent),
+            Self::new("stranded-application", vec![Deploy(Good), Settle, Deploy(Unhealthy), Push(Good)])
+                .outage("runtime", "revive", Fault::Permanent),
             Self::new(
                 "shutdown",
                 vec![Deploy(Good), Settle, Deploy(Slow), Wait(4000), Shutdown(0), Shutdown(1)],

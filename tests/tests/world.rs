@@ -25,7 +25,16 @@ fn every_scenario_and_some_of_its_disturbances_end_well() {
     let plan = |number| plans[usize::try_from(number).expect("a plan's number is an index")].clone();
     let summary = sweep::run(plans.len() as u64, 1, plan, || ());
     check(&summary);
-    for mark in ["Running", "Undone", "Untouched", "takeover", "superseded", "cancel requested"] {
+    for mark in [
+        "Running",
+        "Undone",
+        "Untouched",
+        "Stranded",
+        "recovered",
+        "takeover",
+        "superseded",
+        "cancel requested",
+    ] {
         assert!(summary.marks.contains_key(mark), "it never happened: {mark} ({:?})", summary.marks);
     }
 }

@@ -3,5 +3,6 @@
 
 mod bad_input;
 mod deploy;
+mod full_disk;
 mod program;
 mod quickstart;

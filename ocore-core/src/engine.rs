@@ -71,8 +71,18 @@ pub(crate) struct Shared {
     workers: usize,
     timing: Timing,
     log_limit: LogLimit,
-    /// Something happened in this process that a worker or a watcher of it may want to know.
+    /// Something happened in this process that its watchers, and its workers for a cancel, may want to know.
     nudge: Notify,
+    /// Something happened in this process that may have given its workers something to claim.
+    work: Notify,
+}
+
+impl Shared {
+    /// Tells those of this process who wait for news or for work. Other processes learn of it from the store.
+    fn tell_of_work(&self) {
+        self.nudge.notify_waiters();
+        self.work.notify_waiters();
+    }
 }
 
 impl Engine {

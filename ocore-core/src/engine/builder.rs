@@ -156,7 +156,6 @@ impl EngineBuilder {
         };
         let executor = self.executor.unwrap_or_else(|| Arc::new(TokioExecutor::new()));
         let Self { redactor, pools, workers, timing, log_limit, .. } = self;
-        let nudge = Notify::new();
         let shared = Shared {
             store,
             source,
@@ -170,7 +169,8 @@ impl EngineBuilder {
             workers,
             timing,
             log_limit,
-            nudge,
+            nudge: Notify::new(),
+            work: Notify::new(),
         };
         Ok(Engine { shared: Arc::new(shared) })
     }

@@ -70,7 +70,7 @@ impl Engine {
     async fn set_paused(&self, name: &str, paused: bool) -> Result<(), EngineError> {
         let record = self.environment(name).await?;
         self.shared.in_time(self.shared.store.set_paused(record.environment.name(), paused)).await?;
-        self.shared.nudge.notify_waiters();
+        self.shared.tell_of_work();
         Ok(())
     }
 
@@ -93,7 +93,7 @@ impl Engine {
             Resolution::Acknowledge => {
                 match self.shared.in_time(self.shared.store.acknowledge(&name, stranded)).await? {
                     Acknowledged::Done => {
-                        self.shared.nudge.notify_waiters();
+                        self.shared.tell_of_work();
                         Ok(None)
                     }
                     Acknowledged::NotWaiting => Err(no_attention()),

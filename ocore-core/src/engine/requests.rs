@@ -111,7 +111,7 @@ impl Engine {
     pub async fn cancel(&self, id: DeploymentId, actor: impl Into<String> + Send) -> Result<(), EngineError> {
         let (actor, at) = (checked("actor", actor.into())?, self.shared.executor.utc());
         let answer = self.shared.in_time(self.shared.store.request_cancel(id, &actor, at)).await?;
-        self.shared.nudge.notify_waiters();
+        self.shared.tell_of_work();
         match answer {
             CancelAnswer::Cancelled | CancelAnswer::Requested => Ok(()),
             CancelAnswer::Undoing => Err(EngineError::Undoing { id }),
@@ -132,7 +132,7 @@ impl Engine {
         let new = NewDeployment { id, environment: environment.clone(), request };
         let enqueued = self.shared.store.enqueue(new, self.shared.executor.utc());
         let answer = self.shared.in_time(enqueued).await?;
-        self.shared.nudge.notify_waiters();
+        self.shared.tell_of_work();
         let accepted = |deployment: Box<Deployment>, existing, superseded| {
             let Deployment { id, environment, .. } = *deployment;
             Accepted { id, environment, existing, superseded }

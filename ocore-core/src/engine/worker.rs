@@ -240,7 +240,9 @@ impl Crew {
                 return;
             }
             // Made before the claim: what happens while it is under way is not missed.
-            let nudged = self.shared.nudge.notified();
+            let work = self.shared.work.notified().fuse();
+            let hint = self.hint().fuse();
+            pin_mut!(work, hint);
             let wait = match self.claim().await {
                 Ok(Claimed::Work(claim)) => {
                     self.start(*claim, slot);
@@ -255,11 +257,22 @@ impl Crew {
             };
             drop(slot);
             select_biased! {
-                () = nudged.fuse() => {}
-                () = self.shared.store.changed().fuse() => {}
+                () = work => {}
+                () = hint => {}
                 () = self.freed.notified().fuse() => {}
                 () = self.shared.executor.sleep(wait).fuse() => {}
             }
+        }
+    }
+
+    /// Completes when the store has changed, but not sooner than [`HINT_INTERVAL`] from now: most changes, the
+    /// steps of this process's own deployments among them, leave nothing to claim.
+    fn hint(&self) -> impl Future<Output = ()> {
+        let (changed, made) = (self.shared.store.changed(), self.shared.executor.now());
+        async move {
+            changed.await;
+            let since = self.shared.executor.now().saturating_sub(made);
+            self.shared.executor.sleep(HINT_INTERVAL.saturating_sub(since)).await;
         }
     }
 

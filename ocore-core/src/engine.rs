@@ -75,6 +75,7 @@ pub(crate) struct Shared {
     nudge: Notify,
     /// Something happened in this process that may have given its workers something to claim.
     work: Notify,
+    cleaned: upkeep::Cleaned,
 }
 
 impl Shared {

@@ -2,7 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
-use super::{Engine, Shared};
+use super::{Engine, Shared, upkeep::Cleaned};
 use crate::{
     executor::{Executor, TokioExecutor},
     name::PoolName,
@@ -171,6 +171,7 @@ impl EngineBuilder {
             log_limit,
             nudge: Notify::new(),
             work: Notify::new(),
+            cleaned: Cleaned::default(),
         };
         Ok(Engine { shared: Arc::new(shared) })
     }

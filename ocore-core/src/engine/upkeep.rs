@@ -4,13 +4,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::{Shared, call::Caller};
 use crate::{
     deployment::Deployment,
-    id::DeploymentId,
+    id::{DeploymentId, Seq},
     machine::{Job, Status},
     name::EnvironmentName,
     port::{EnvironmentRecord, Filter, SnapshotRecord, StoreResult},
@@ -21,6 +21,10 @@ use crate::{
 /// finds.
 const LOOK_BACK: usize = 50;
 
+/// How many deployments beyond those whose image is kept are read at a time: enough for all that end between two
+/// clean-ups, as a rule.
+const PAGE: usize = 4;
+
 /// Removes unwanted snapshots and images of an environment.
 pub(super) async fn clean_up(shared: &Arc<Shared>, name: &EnvironmentName) {
     let Ok(Some(record)) = shared.in_time(shared.store.environment(name)).await else { return };
@@ -28,6 +32,25 @@ pub(super) async fn clean_up(shared: &Arc<Shared>, name: &EnvironmentName) {
     let results = [upkeep.snapshots().await, upkeep.images().await];
     for failure in results.into_iter().filter_map(Result::err) {
         tracing::warn!(environment = %name, %failure, "clean-up is not complete; the next one goes on with it");
+    }
+}
+
+/// From which deployment on an environment may have images that nobody needs. A process that has just started does
+/// not know, and looks back.
+#[derive(Default)]
+pub(super) struct Cleaned(Mutex<BTreeMap<EnvironmentName, Seq>>);
+
+impl Cleaned {
+    fn to(&self, name: &EnvironmentName) -> Seq {
+        self.lock().get(name).copied().unwrap_or_default()
+    }
+
+    fn set(&self, name: &EnvironmentName, seq: Seq) {
+        self.lock().insert(name.clone(), seq);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<EnvironmentName, Seq>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -76,39 +99,70 @@ impl Upkeep {
     }
 
     async fn images(&self) -> Result<(), String> {
+        let name = self.record.environment.name();
         let kept_last = self.record.environment.policy().retention.images_last;
-        let filter = Filter::environment(self.record.environment.name().clone());
-        let limit = kept_last.saturating_mul(2).saturating_add(LOOK_BACK);
-        let page = self.read(self.shared.store.history(&filter, None, limit)).await?;
+        let cleaned = self.shared.cleaned.to(name);
+        let deployments = self.newest(kept_last, cleaned).await?;
+        let needed = needed_images(&self.record, &deployments, kept_last);
         let deadline = self.record.environment.policy().deadlines.start;
-        for (id, image) in unwanted_images(&self.record, &page.deployments, kept_last) {
+        for (id, image) in unwanted_images(&deployments, &needed, cleaned) {
             let (caller, job) = self.caller(id);
             let context = caller.context(&job);
             let remove = self.shared.builder.remove(&context, image);
             caller.answer(&context, deadline, remove).await.map_err(|failure| failure.to_string())?;
         }
+        let oldest = deployments.iter().filter(|it| it.outcome().is_none() || has_one_of(it, &needed));
+        if let Some(oldest) = oldest.map(|it| it.kept_by_store.seq).min() {
+            self.shared.cleaned.set(name, oldest);
+        }
         Ok(())
+    }
+
+    /// The newest deployments, newest first: all from `cleaned` on, if that is known, within the limit.
+    async fn newest(&self, kept_last: usize, cleaned: Seq) -> Result<Vec<Deployment>, String> {
+        let filter = Filter::environment(self.record.environment.name().clone());
+        let most = kept_last.saturating_mul(2).saturating_add(LOOK_BACK);
+        let (mut deployments, mut before) = (Vec::new(), None);
+        loop {
+            let page =
+                self.read(self.shared.store.history(&filter, before, kept_last.saturating_add(PAGE))).await?;
+            deployments.extend(page.deployments);
+            before = page.next;
+            let reached = deployments.last().is_none_or(|it| it.kept_by_store.seq <= cleaned);
+            if before.is_none() || reached || deployments.len() >= most {
+                return Ok(deployments);
+            }
+        }
     }
 }
 
-/// The images of `deployments` (newest first) that are not needed: all but the live one's, those of the newest
-/// `kept_last` that ended Running, and those of deployments that are not over or could not be undone.
-fn unwanted_images<'a>(
-    record: &EnvironmentRecord,
+fn has_one_of(deployment: &Deployment, needed: &BTreeSet<&str>) -> bool {
+    deployment.image.as_ref().is_some_and(|image| needed.contains(image.reference.as_str()))
+}
+
+/// Which images of `deployments` (newest first) are needed: the live one's, those of the newest `kept_last` that
+/// ended Running, and those of deployments that are not over or could not be undone.
+fn needed_images<'a>(
+    record: &'a EnvironmentRecord,
     deployments: &'a [Deployment],
     kept_last: usize,
-) -> Vec<(DeploymentId, &'a Image)> {
+) -> BTreeSet<&'a str> {
     let running = deployments.iter().filter(|it| it.status() == Status::Running).take(kept_last);
     let open = deployments.iter().filter(|it| it.outcome().is_none() || Some(it.id) == record.attention);
     let images = running.chain(open).filter_map(|it| it.image.as_ref());
     let live = record.live.iter().map(|live| &live.release.image);
-    let kept: BTreeSet<&str> = images.chain(live).map(|image| image.reference.as_str()).collect();
-    let over = deployments.iter().filter(|it| it.outcome().is_some());
-    let mut unwanted = BTreeMap::new();
-    for (id, image) in over.filter_map(|it| Some((it.id, it.image.as_ref()?))) {
-        if !kept.contains(image.reference.as_str()) {
-            unwanted.insert(image.reference.as_str(), (id, image));
-        }
-    }
-    unwanted.into_values().collect()
+    images.chain(live).map(|image| image.reference.as_str()).collect()
+}
+
+/// The images that are not needed of those deployments, from `cleaned` on, that are over.
+fn unwanted_images<'a>(
+    deployments: &'a [Deployment],
+    needed: &BTreeSet<&str>,
+    cleaned: Seq,
+) -> Vec<(DeploymentId, &'a Image)> {
+    let over = deployments.iter().filter(|it| it.outcome().is_some() && it.kept_by_store.seq >= cleaned);
+    let unwanted = over.filter(|it| !has_one_of(it, needed));
+    let images = unwanted.filter_map(|it| it.image.as_ref().map(|image| (it.id, image)));
+    let by_reference: BTreeMap<_, _> = images.map(|it| (it.1.reference.as_str(), it)).collect();
+    by_reference.into_values().collect()
 }

@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use ocore_core::{
     deployment::Deployment,
     environment::Environment,
-    id::{DeploymentId, WorkerId},
+    id::WorkerId,
     name::EnvironmentName,
     port::{Beat, Claim, Claimed, Held, Worker},
     release::Live,
@@ -16,7 +16,7 @@ use sqlx::SqliteConnection;
 use super::{
     error::unreadable,
     lane::Lane,
-    row::{self, DeploymentRow, decode, environment_name, list, worker_bytes},
+    row::{DeploymentRow, decode, environment_name, list, worker_bytes},
 };
 
 pub(super) async fn heartbeat(db: &mut SqliteConnection, worker: Worker, now: i64) -> sqlx::Result<Beat> {
@@ -33,7 +33,7 @@ pub(super) async fn heartbeat(db: &mut SqliteConnection, worker: Worker, now: i6
     for name in held_by(db, worker.id).await? {
         let lane = Lane::of(db, &name).await?;
         let Some(deployment) = lane.active else { continue };
-        let row = DeploymentRow::find(db, deployment).await?.ok_or(sqlx::Error::RowNotFound)?;
+        let row = DeploymentRow::of(db, deployment).await?;
         let cancel = row.deployment.kept_by_store.cancel.is_some();
         held.push(Held::new(name, deployment, lane.fence, cancel));
     }
@@ -175,19 +175,18 @@ pub(super) async fn take(
         None => lane.runnable(db).await?,
     };
     let id = next.ok_or(sqlx::Error::RowNotFound)?;
-    let row = DeploymentRow::find(db, id).await?.ok_or(sqlx::Error::RowNotFound)?;
-    let mut deployment = row.deployment;
+    let mut row = DeploymentRow::of(db, id).await?;
     let lost = match lane.holder {
         None => false,
         Some(holder) if holder == worker => lane.lost_if_forgotten,
         Some(_) => true,
     };
-    deployment.kept_by_store.begun = true;
-    row::update(db, &deployment).await?;
+    row.deployment.kept_by_store.begun = true;
+    row.save(db).await?;
     lane.fence = lane.fence.next();
     (lane.active, lane.holder, lane.lost_if_forgotten) = (Some(id), Some(worker), lost);
     lane.save(db).await?;
-    claimed(db, lane, deployment, lost).await
+    claimed(db, lane, row.deployment, lost).await
 }
 
 /// The claim that a worker is given of a lane that it holds.
@@ -216,9 +215,4 @@ async fn next(db: &mut SqliteConnection, worker: &Worker, now: i64) -> sqlx::Res
     let pools = list(worker.pools.iter().cloned());
     let moment = next.bind(pools).bind(worker_bytes(worker.id)).fetch_one(db).await?;
     Ok(moment.map(|moment| Duration::from_nanos(u64::try_from(moment.saturating_sub(now)).unwrap_or(0))))
-}
-
-/// The deployment, which must be there.
-pub(super) async fn stored(db: &mut SqliteConnection, id: DeploymentId) -> sqlx::Result<DeploymentRow> {
-    DeploymentRow::find(db, id).await?.ok_or(sqlx::Error::RowNotFound)
 }

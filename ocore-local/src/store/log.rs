@@ -40,10 +40,11 @@ impl Log {
     }
 }
 
+/// Writes the events, and counts them in the log, which is the caller's to save.
 pub(super) async fn append(
     db: &mut SqliteConnection,
     id: DeploymentId,
-    mut log: Log,
+    log: &mut Log,
     events: &[NewEvent],
     limit: LogLimit,
 ) -> sqlx::Result<()> {
@@ -63,8 +64,20 @@ pub(super) async fn append(
     let rows = serde_json::Value::from(rows).to_string();
     insert.bind(bytes(id)).bind(rows).execute(&mut *db).await?;
     if log.tail_bytes > limit.tail_bytes_max() {
-        cut(db, id, &mut log, limit.tail_bytes).await?;
+        cut(db, id, log, limit.tail_bytes).await?;
     }
+    Ok(())
+}
+
+/// Writes the first event of a deployment that was just stored.
+pub(super) async fn begin(db: &mut SqliteConnection, id: DeploymentId, event: NewEvent) -> sqlx::Result<()> {
+    let mut log = Log::default();
+    append(db, id, &mut log, &[event], LogLimit::DEFAULT).await?;
+    save(db, id, log).await
+}
+
+/// Writes what the log holds, in short.
+async fn save(db: &mut SqliteConnection, id: DeploymentId, log: Log) -> sqlx::Result<()> {
     let update = sqlx::query(
         "UPDATE deployments SET log_last = ?2, log_head_bytes = ?3, log_head_full = ?4, log_tail_bytes = ?5
          WHERE id = ?1",
@@ -111,8 +124,9 @@ pub(super) async fn append_fenced(
         "SELECT log_last, log_head_bytes, log_head_full, log_tail_bytes FROM deployments WHERE id = ?1",
     );
     let (last, head_bytes, head_full, tail_bytes) = log.bind(bytes(deployment)).fetch_one(&mut *db).await?;
-    let log = Log { last, head_bytes: uncount(head_bytes), head_full, tail_bytes: uncount(tail_bytes) };
-    append(db, deployment, log, &events, limit).await?;
+    let mut log = Log { last, head_bytes: uncount(head_bytes), head_full, tail_bytes: uncount(tail_bytes) };
+    append(db, deployment, &mut log, &events, limit).await?;
+    save(db, deployment, log).await?;
     Ok(true)
 }
 

@@ -17,8 +17,8 @@ use sqlx::SqliteConnection;
 use super::{
     claim::read_settings,
     lane::Lane,
-    log::{self, Log},
-    row::{self, DeploymentRow, bytes, count, decode, deployment_id, nanos, phase},
+    log,
+    row::{DeploymentRow, bytes, count, decode, deployment_id, nanos, phase},
 };
 
 pub(super) async fn enqueue(
@@ -55,11 +55,12 @@ pub(super) async fn enqueue(
     let superseded: Vec<DeploymentId> = taken.iter().map(|queued| queued.id).collect();
     deployment.superseded.clone_from(&superseded);
     for queued in taken {
-        end_in_queue(db, queued, Cause::Superseded { by: deployment.id }, at).await?;
+        let row = DeploymentRow::of(db, queued.id).await?;
+        end_in_queue(db, row, Cause::Superseded { by: deployment.id }, at).await?;
     }
     insert(db, &deployment).await?;
     lane.save(db).await?;
-    milestones(db, deployment.id, Log::default(), &[NewEvent::new(at, EventKind::Queued)]).await?;
+    log::begin(db, deployment.id, NewEvent::new(at, EventKind::Queued)).await?;
     Ok(Enqueued::Accepted { deployment: Box::new(deployment), superseded })
 }
 
@@ -129,24 +130,14 @@ async fn insert(db: &mut SqliteConnection, deployment: &Deployment) -> sqlx::Res
 
 async fn end_in_queue(
     db: &mut SqliteConnection,
-    queued: Deployment,
+    mut row: DeploymentRow,
     cause: Cause,
     at: DateTime<Utc>,
 ) -> sqlx::Result<()> {
-    let row = DeploymentRow::find(db, queued.id).await?.ok_or(sqlx::Error::RowNotFound)?;
-    let (ended, event) = queue::end_in_queue(queued, cause, at);
-    row::update(db, &ended).await?;
-    milestones(db, ended.id, row.log, &[event]).await
-}
-
-/// Appends events that no limit concerns.
-async fn milestones(
-    db: &mut SqliteConnection,
-    id: DeploymentId,
-    log: Log,
-    events: &[NewEvent],
-) -> sqlx::Result<()> {
-    log::append(db, id, log, events, LogLimit::DEFAULT).await
+    let (ended, event) = queue::end_in_queue(row.deployment, cause, at);
+    log::append(db, ended.id, &mut row.log, &[event], LogLimit::DEFAULT).await?;
+    row.deployment = ended;
+    row.save(db).await
 }
 
 pub(super) async fn request_cancel(
@@ -156,21 +147,24 @@ pub(super) async fn request_cancel(
     at: DateTime<Utc>,
     now: i64,
 ) -> sqlx::Result<CancelAnswer> {
-    let Some(row) = DeploymentRow::find(db, id).await? else { return Ok(CancelAnswer::NoSuchDeployment) };
-    let mut deployment = row.deployment;
-    let answer = queue::cancel_answer(&deployment);
+    let Some(mut row) = DeploymentRow::find(db, id).await? else {
+        return Ok(CancelAnswer::NoSuchDeployment);
+    };
+    let answer = queue::cancel_answer(&row.deployment);
     let wanted = matches!(answer, CancelAnswer::Cancelled | CancelAnswer::Requested);
-    if !wanted || deployment.kept_by_store.cancel.is_some() {
+    let cancel = &mut row.deployment.kept_by_store.cancel;
+    if !wanted || cancel.is_some() {
         return Ok(answer);
     }
-    deployment.kept_by_store.cancel = Some(actor.clone());
-    row::update(db, &deployment).await?;
-    milestones(db, id, row.log, &[NewEvent::new(at, EventKind::CancelRequested { actor })]).await?;
-    let environment = deployment.environment.clone();
+    *cancel = Some(actor.clone());
+    let event = NewEvent::new(at, EventKind::CancelRequested { actor });
+    log::append(db, id, &mut row.log, &[event], LogLimit::DEFAULT).await?;
+    let mut lane = Lane::of(db, &row.deployment.environment).await?;
     if answer == CancelAnswer::Cancelled {
-        end_in_queue(db, deployment, Cause::Cancelled, at).await?;
+        end_in_queue(db, row, Cause::Cancelled, at).await?;
+    } else {
+        row.save(db).await?;
     }
-    let mut lane = Lane::of(db, &environment).await?;
     lane.due = lane.due.min(now);
     lane.save(db).await?;
     Ok(answer)

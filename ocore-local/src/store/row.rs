@@ -35,13 +35,13 @@ pub(super) enum Answered {
 
 impl Answered {
     /// The columns `receipt_answer`, `receipt_next` and `receipt_next_fence`.
-    pub(super) fn columns(self) -> (&'static str, Option<Vec<u8>>, Option<i64>) {
+    fn columns(self) -> (Option<&'static str>, Option<Vec<u8>>, Option<i64>) {
         match self {
-            Self::Continued { fence } => ("continued", None, Some(count(fence.get()))),
-            Self::Released => ("released", None, None),
-            Self::Finished { successor: None } => ("finished", None, None),
+            Self::Continued { fence } => (Some("continued"), None, Some(count(fence.get()))),
+            Self::Released => (Some("released"), None, None),
+            Self::Finished { successor: None } => (Some("finished"), None, None),
             Self::Finished { successor: Some((id, fence)) } => {
-                ("finished", Some(bytes(id)), Some(count(fence.get())))
+                (Some("finished"), Some(bytes(id)), Some(count(fence.get())))
             }
         }
     }
@@ -88,22 +88,42 @@ impl DeploymentRow {
         let receipt = receipt((row.1, row.2, row.3, row.4, row.5))?;
         Ok(Some(Self { deployment: decode("a deployment", &row.0)?, receipt, log }))
     }
-}
 
-/// Writes a deployment's record and the columns that are made of it.
-pub(super) async fn update(db: &mut SqliteConnection, deployment: &Deployment) -> sqlx::Result<()> {
-    let update = sqlx::query(
-        "UPDATE deployments SET version = ?2, phase = ?3, status = ?4, replaced = ?5, record = ?6 WHERE id = ?1",
-    );
-    let status = deployment.status();
-    let update = update
-        .bind(bytes(deployment.id))
-        .bind(count(deployment.kept_by_store.version))
-        .bind(phase(status))
-        .bind(status.as_str())
-        .bind(deployment.replaced.map(bytes))
-        .bind(stored::encode(deployment));
-    update.execute(db).await.map(drop)
+    /// The deployment, which must be there.
+    pub(super) async fn of(db: &mut SqliteConnection, id: DeploymentId) -> sqlx::Result<Self> {
+        Self::find(db, id).await?.ok_or(sqlx::Error::RowNotFound)
+    }
+
+    /// Writes the row back: the record and the columns that are made of it, the receipt, the log in short.
+    pub(super) async fn save(&self, db: &mut SqliteConnection) -> sqlx::Result<()> {
+        let update = sqlx::query(
+            "UPDATE deployments SET version = ?2, phase = ?3, status = ?4, replaced = ?5, record = ?6,
+                    receipt_worker = ?7, receipt_fence = ?8, receipt_answer = ?9, receipt_next = ?10,
+                    receipt_next_fence = ?11, log_last = ?12, log_head_bytes = ?13, log_head_full = ?14,
+                    log_tail_bytes = ?15
+             WHERE id = ?1",
+        );
+        let (deployment, receipt) = (&self.deployment, self.receipt.as_ref());
+        let status = deployment.status();
+        let (answer, next, next_fence) = receipt.map(|it| it.answer.columns()).unwrap_or_default();
+        let update = update
+            .bind(bytes(deployment.id))
+            .bind(count(deployment.kept_by_store.version))
+            .bind(phase(status))
+            .bind(status.as_str())
+            .bind(deployment.replaced.map(bytes))
+            .bind(stored::encode(deployment))
+            .bind(receipt.map(|it| worker_bytes(it.worker)))
+            .bind(receipt.map(|it| count(it.fence.get())))
+            .bind(answer)
+            .bind(next)
+            .bind(next_fence)
+            .bind(self.log.last)
+            .bind(count(self.log.head_bytes))
+            .bind(self.log.head_full)
+            .bind(count(self.log.tail_bytes));
+        update.execute(db).await.map(drop)
+    }
 }
 
 pub(super) const fn phase(status: Status) -> &'static str {

@@ -3,6 +3,8 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -111,15 +113,9 @@ impl Builder for LocalBuilder {
                 image.reference
             )));
         };
-        // Renamed first: a release that is removed half is no release.
-        let partial = partial(&directory);
         blocking::run(context, move |cancel| {
             cancel.check()?;
-            match fs::rename(&directory, &partial) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other.at("remove", &directory)?,
-            }
-            durable::remove_tree(&partial).at("remove", &partial)
+            remove_renamed(&directory, &partial(&directory))
         })
         .await
     }
@@ -135,8 +131,21 @@ pub(crate) fn directory(root: &Path, image: &Image) -> Option<PathBuf> {
     (name == image.reference).then(|| root.join(RELEASES).join(name))
 }
 
+/// A name beside a release that no other call uses: a call that was dropped works on until it notices, and must
+/// find neither what the next one makes nor what it removes.
 fn partial(directory: &Path) -> PathBuf {
-    directory.with_extension(PARTIAL.trim_start_matches('.'))
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let call = CALLS.fetch_add(1, Ordering::Relaxed);
+    directory.with_extension(format!("{}-{call}{PARTIAL}", process::id()))
+}
+
+/// Removes a directory that somebody may still write into: renamed away, nothing new comes into it.
+fn remove_renamed(directory: &Path, partial: &Path) -> Result<()> {
+    match fs::rename(directory, partial) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other.at("remove", directory)?,
+    }
+    durable::remove_tree(partial).at("remove", partial)
 }
 
 struct Build {
@@ -193,20 +202,23 @@ impl Build {
     /// What earlier calls of this deployment left unfinished.
     fn remove_leftovers(&self) -> Result<()> {
         let deployment = format!("{}-", self.context.deployment());
+        let partial = partial(&self.releases.join(&self.name));
         for found in fs::read_dir(&self.releases).at("list", &self.releases)? {
             let found = found.at("list", &self.releases)?;
             let name = found.file_name();
             let name = name.to_string_lossy();
-            if name.starts_with(&deployment) && name.ends_with(PARTIAL) && self.is_not_newer(&name) {
-                durable::remove_tree(&found.path()).at("remove", &found.path())?;
+            let Some(rest) = name.strip_prefix(&deployment) else { continue };
+            if rest.ends_with(PARTIAL) && self.is_not_newer(rest) {
+                remove_renamed(&found.path(), &partial)?;
             }
         }
         Ok(())
     }
 
-    /// Whether a leftover is not of a call with a higher fence, which would be the one that counts.
-    fn is_not_newer(&self, name: &str) -> bool {
-        let fence = name.trim_end_matches(PARTIAL).rsplit_once('-').and_then(|(_, fence)| fence.parse().ok());
+    /// Whether a leftover (`FENCE.CALL.partial`) is not of a call with a higher fence, which would be the one that
+    /// counts.
+    fn is_not_newer(&self, leftover: &str) -> bool {
+        let fence = leftover.split_once('.').and_then(|(fence, _)| fence.parse().ok());
         fence.is_none_or(|fence: u64| fence <= self.context.fence().get())
     }
 

@@ -3,8 +3,6 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process,
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use async_trait::async_trait;
@@ -115,7 +113,7 @@ impl Builder for LocalBuilder {
         };
         blocking::run(context, move |cancel| {
             cancel.check()?;
-            remove_renamed(&directory, &partial(&directory))
+            durable::remove_renamed(&directory, &partial(&directory)).at("remove", &directory)
         })
         .await
     }
@@ -131,21 +129,9 @@ pub(crate) fn directory(root: &Path, image: &Image) -> Option<PathBuf> {
     (name == image.reference).then(|| root.join(RELEASES).join(name))
 }
 
-/// A name beside a release that no other call uses: a call that was dropped works on until it notices, and must
-/// find neither what the next one makes nor what it removes.
+/// A name beside a release that only this call uses.
 fn partial(directory: &Path) -> PathBuf {
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    let call = CALLS.fetch_add(1, Ordering::Relaxed);
-    directory.with_extension(format!("{}-{call}{PARTIAL}", process::id()))
-}
-
-/// Removes a directory that somebody may still write into: renamed away, nothing new comes into it.
-fn remove_renamed(directory: &Path, partial: &Path) -> Result<()> {
-    match fs::rename(directory, partial) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.at("remove", directory)?,
-    }
-    durable::remove_tree(partial).at("remove", partial)
+    directory.with_extension(format!("{}{PARTIAL}", durable::unique()))
 }
 
 struct Build {
@@ -209,7 +195,7 @@ impl Build {
             let name = name.to_string_lossy();
             let Some(rest) = name.strip_prefix(&deployment) else { continue };
             if rest.ends_with(PARTIAL) && self.is_not_newer(rest) {
-                remove_renamed(&found.path(), &partial)?;
+                durable::remove_renamed(&found.path(), &partial).at("remove", &found.path())?;
             }
         }
         Ok(())

@@ -6,6 +6,8 @@ use std::{
     io::{self, Write},
     os::unix::fs::PermissionsExt,
     path::Path,
+    process,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use ocore_core::port::{Classify, Result};
@@ -40,6 +42,23 @@ pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
         Ok(()) => sync_directory(path.parent().unwrap_or(Path::new("/"))),
+    }
+}
+
+/// A part of a name that no other call uses: a call that was dropped works on until it notices, and must find neither
+/// what the next one makes nor what it removes.
+pub(crate) fn unique() -> String {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{}", process::id(), CALLS.fetch_add(1, Ordering::Relaxed))
+}
+
+/// Removes a directory that somebody may still write into: renamed away, nothing new comes into it, and it never looks
+/// whole while it is removed. Succeeds if it is gone.
+pub(crate) fn remove_renamed(path: &Path, renamed: &Path) -> io::Result<()> {
+    match fs::rename(path, renamed) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => remove_tree(renamed),
     }
 }
 

@@ -5,7 +5,7 @@ mod stage;
 mod take;
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -181,13 +181,7 @@ impl Snapshotter for LocalSnapshotter {
         let directory = self.directory(snapshot)?;
         blocking::run(context, move |cancel| {
             cancel.check()?;
-            // Renamed first: a snapshot that is removed half is no snapshot.
-            let partial = partial(&directory);
-            match fs::rename(&directory, &partial) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => other.at("remove", &directory)?,
-            }
-            durable::remove_tree(&partial).at("remove", &partial)
+            durable::remove_renamed(&directory, &partial(&directory)).at("remove", &directory)
         })
         .await
     }
@@ -195,9 +189,10 @@ impl Snapshotter for LocalSnapshotter {
 
 const PARTIAL: &str = ".partial";
 
+/// A name beside a snapshot that only this call uses.
 fn partial(directory: &Path) -> PathBuf {
     let mut name = directory.as_os_str().to_owned();
-    name.push(PARTIAL);
+    name.push(format!(".{}{PARTIAL}", durable::unique()));
     PathBuf::from(name)
 }
 

@@ -69,10 +69,10 @@ impl Place {
         self.data.parent().unwrap_or(Path::new("/"))
     }
 
-    /// A name beside the data directory: `.NAME.ocore-FENCE-WHAT`.
+    /// A name beside the data directory that only this call uses: `.NAME.ocore-FENCE-CALL-WHAT`.
     pub(super) fn beside(&self, fence: Fence, what: &str) -> PathBuf {
         let mut name = self.prefix();
-        name.push(format!("{fence}-{what}"));
+        name.push(format!("{fence}-{}-{what}", durable::unique()));
         self.data.with_file_name(name)
     }
 
@@ -97,11 +97,11 @@ impl Place {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => self.finish_exchange(&other.at("read", &intent)?)?,
         }
-        let prefix = self.prefix();
+        let (prefix, renamed) = (self.prefix(), self.beside(fence, "left"));
         for found in fs::read_dir(self.parent()).at("list", self.parent())? {
             let found = found.at("list", self.parent())?;
             if is_leftover(&found.file_name(), &prefix, fence) {
-                durable::remove_tree(&found.path()).at("remove", &found.path())?;
+                durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
             }
         }
         Ok(())

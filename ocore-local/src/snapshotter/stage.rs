@@ -8,7 +8,7 @@ use super::{DATA, Head, Held, place::Place, read};
 use crate::{
     blocking::Cancel,
     builder::Reading,
-    durable::{self, At},
+    durable,
     tree::{copy, manifest::Manifest},
 };
 
@@ -52,7 +52,6 @@ impl Stage {
     }
 
     fn copy(&self, manifest: &Manifest<Head>, to: &Path, cancel: &Cancel) -> Result<()> {
-        durable::remove_tree(to).at("remove", to)?;
         let from = self.directory.join(DATA);
         let mut reading = Reading::new(&self.context, "restoring data", manifest.bytes());
         for listed in &manifest.entries {

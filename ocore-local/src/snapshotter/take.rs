@@ -90,13 +90,14 @@ impl Take {
             .mode(0o700)
             .create(&self.snapshots)
             .at("make", &self.snapshots)?;
+        let renamed = partial(&self.snapshots.join(format!("{}{}", self.stem(), self.context.fence())));
         for found in fs::read_dir(&self.snapshots).at("list", &self.snapshots)? {
             let found = found.at("list", &self.snapshots)?;
             let name = found.file_name().to_string_lossy().into_owned();
             let fence = name.strip_prefix(&self.stem()).and_then(|rest| rest.strip_suffix(PARTIAL));
             let fence = fence.and_then(|rest| rest.split('.').next()?.parse().ok());
             if fence.is_some_and(|fence: u64| fence <= self.context.fence().get()) {
-                durable::remove_tree(&found.path()).at("remove", &found.path())?;
+                durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
             }
         }
         Ok(())

@@ -27,8 +27,8 @@ pub(crate) struct Fenced {
 
 /// The right to work in the place: ends when this is dropped, or when the process dies.
 ///
-/// A child that is being started shares the lock until it has become its own program. So whoever gets the lock after
-/// a killed worker also sees everything that the worker started.
+/// A child that is being started shares the lock until it becomes its own program. So whoever gets the lock after a
+/// killed worker also sees everything that the worker started, at most a moment later: `Process::variable` waits for it.
 #[derive(Debug)]
 pub(crate) struct Held {
     _lock: File,

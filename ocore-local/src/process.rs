@@ -1,9 +1,19 @@
 //! Processes as `/proc` shows them.
 
-use std::{collections::HashSet, fs, io, os::unix::ffi::OsStrExt, path::PathBuf};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
+
+/// How long a process may take to become another program.
+const EXEC_MAX: Duration = Duration::from_secs(2);
 
 /// A process that existed when `/proc` was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,6 +26,8 @@ pub(crate) struct Process {
     pub(crate) started: u64,
     /// Whether it has ended, and only its exit code is left.
     pub(crate) ended: bool,
+    /// Whether it is a thread of the kernel, which never has an environment.
+    of_kernel: bool,
 }
 
 impl Process {
@@ -34,7 +46,9 @@ impl Process {
     fn parse(pid: i32, stat: &str) -> Option<Self> {
         let (head, rest) = stat.rsplit_once(") ")?;
         let (_, name) = head.split_once('(')?;
+        const OF_KERNEL: u32 = 0x0020_0000;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let flags: u32 = fields.get(6)?.parse().ok()?;
         Some(Self {
             pid,
             name: name.to_owned(),
@@ -42,6 +56,7 @@ impl Process {
             parent: fields.get(1)?.parse().ok()?,
             group: fields.get(2)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
+            of_kernel: flags & OF_KERNEL != 0,
         })
     }
 
@@ -52,11 +67,36 @@ impl Process {
     }
 
     /// A variable of the environment that it was started with, where it may be read.
-    pub(crate) fn variable(&self, name: &str) -> Option<String> {
-        let environment = fs::read(format!("/proc/{}/environ", self.pid)).ok()?;
+    pub(crate) fn variable(&self, name: &str) -> io::Result<Option<String>> {
+        let environment = self.environment()?;
         let mut variables = environment.split(|byte| *byte == 0);
-        let value = variables.find_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b"="))?;
-        Some(String::from_utf8_lossy(value).into_owned())
+        let value = variables.find_map(|line| line.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
+        Ok(value.map(|value| String::from_utf8_lossy(value).into_owned()))
+    }
+
+    /// Its environment. A process that becomes another program has none for a moment in which its files that end
+    /// with the old program, and with them its locks, are already closed: that moment is waited for.
+    fn environment(&self) -> io::Result<Vec<u8>> {
+        let read = || fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
+        let began = Instant::now();
+        let mut environment = read();
+        while environment.is_empty() && self.becomes_a_program() {
+            if began.elapsed() > EXEC_MAX {
+                let what = format!("process {} ({}) is still being started", self.pid, self.name);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+            }
+            thread::sleep(Duration::from_millis(1));
+            environment = read();
+        }
+        // Arguments and environment come at the same moment, which may have been after the look at the environment.
+        Ok(if environment.is_empty() { read() } else { environment })
+    }
+
+    /// Every program has arguments, if only an empty one.
+    fn becomes_a_program(&self) -> bool {
+        !self.of_kernel
+            && fs::read(format!("/proc/{}/cmdline", self.pid)).is_ok_and(|arguments| arguments.is_empty())
+            && Self::read(self.pid).is_some_and(|now| now.started == self.started && !now.ended)
     }
 
     /// What its standard output and standard error are connected to.
@@ -156,6 +196,35 @@ mod tests {
         // Would end this test if it reached it.
         let other = Process { started: ours.started + 1, ..ours.process().unwrap() };
         other.signal(Signal::KILL).unwrap();
+    }
+
+    /// When a spawn returns, the new process has closed what ends with the old program, but may have no environment yet.
+    #[test]
+    fn a_process_that_is_being_started_has_its_variables() {
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let late = thread::scope(|scope| {
+            // Without a busy machine the moment is too short to be met.
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            let late = (0..300).filter(|_| {
+                let mut child =
+                    std::process::Command::new("sleep").arg("100").env("MARK", "here").spawn().unwrap();
+                let process = Process::read(i32::try_from(child.id()).unwrap()).unwrap();
+                let found = process.variable("MARK").unwrap();
+                child.kill().unwrap();
+                child.wait().unwrap();
+                found.as_deref() != Some("here")
+            });
+            let late = late.count();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            late
+        });
+        assert_eq!(late, 0, "of 300 new processes so many seemed to have no environment");
     }
 
     #[test]

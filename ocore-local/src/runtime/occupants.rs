@@ -63,7 +63,7 @@ impl Place {
         // Whoever is marked as somebody else's is nobody's child here: a worker may itself be an instance.
         let mut foreign: HashSet<i32> = HashSet::from([0, 1, own]);
         for process in &all {
-            match process.variable(MARK) {
+            match process.variable(MARK).transient("look for the processes of the instance")? {
                 None => {}
                 Some(mark) => match self.parse_mark(&mark) {
                     Some(name) => drop(owners.insert(process.pid, name)),

@@ -122,20 +122,24 @@ async fn concurrent_fetches_of_one_repository_are_safe() {
 /// The other process is this test again, told by a variable to be the other one.
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_share_a_mirror() {
-    const TEST: &str = "processes_share_a_mirror";
+    const TEST: &str = "mirror::processes_share_a_mirror";
     if let Ok(place) = std::env::var("OCORE_GIT_OTHER_PROCESS") {
-        let (root, url) = place.split_once('|').unwrap();
+        let (root, rest) = place.split_once('|').unwrap();
+        let (marks, url) = rest.split_once('|').unwrap();
         let mut bench = Bench::new();
         bench.url = url.to_owned();
         bench.source = GitSource::new(root).unwrap().policy(SourcePolicy::default().allow_local_paths());
         for _ in 0..5 {
             bench.fetch("main").await.unwrap();
         }
+        fs::write(format!("{marks}/{}", std::process::id()), "").unwrap();
         return;
     }
     let bench = Bench::new();
     fill(&bench, 100);
-    let place = format!("{}|{}", bench.root.display(), bench.url);
+    let marks = bench.directory.path().join("marks");
+    fs::create_dir(&marks).unwrap();
+    let place = format!("{}|{}|{}", bench.root.display(), marks.display(), bench.url);
     let start = || {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", TEST]).env("OCORE_GIT_OTHER_PROCESS", &place).spawn().unwrap()
@@ -148,7 +152,9 @@ async fn processes_share_a_mirror() {
         assert_eq!(bench.fetch("main").await.unwrap().sha, sha);
     }
     for child in children {
+        let mark = marks.join(child.id().to_string());
         assert!(child.wait_with_output().unwrap().status.success());
+        assert!(mark.exists(), "the other process has done nothing");
     }
     assert_eq!(bench.checkout().await.unwrap().commit.sha, sha);
 }

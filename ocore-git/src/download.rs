@@ -7,8 +7,8 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use git2::{
-    AutotagOption, CertificateCheckStatus, Cred, CredentialType, FetchOptions, FetchPrune, RemoteCallbacks,
-    RemoteRedirect, RemoteUpdateFlags, Repository, cert::Cert,
+    AutotagOption, CertificateCheckStatus, Cred, CredentialType, Direction, FetchOptions, FetchPrune,
+    RemoteCallbacks, RemoteRedirect, RemoteUpdateFlags, Repository, cert::Cert,
 };
 use ocore_core::{
     event::{Progress, Unit},
@@ -17,9 +17,10 @@ use ocore_core::{
 
 use crate::{
     credentials::{Credentials, Kind},
-    failure::{Fault, check_local, of_fetch},
-    location::{Location, Remote},
-    policy::{Limits, Protocol},
+    failure::{Fault, check_local, is_of_connection, of_fetch},
+    gate::Entrance,
+    location::Location,
+    policy::Limits,
     stop::Stop,
 };
 
@@ -30,8 +31,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 /// What one fetch needs to know.
 pub(crate) struct Download {
     pub(crate) location: Location,
-    /// The gate's port, for a location on a host.
-    pub(crate) port: Option<u16>,
+    /// The way to a location on a host.
+    pub(crate) entrance: Option<Entrance>,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) limits: Limits,
     pub(crate) context: Context,
@@ -49,17 +50,28 @@ impl Download {
         match (result, calls.reason.into_inner()) {
             (Ok(()), _) => Ok(()),
             (Err(_), Some(reason)) => Err(reason.into()),
-            (Err(error), None) => Err(of_fetch(error, &self.location)),
+            (Err(error), None) => {
+                // The gate knows better than libgit2 why a connection ended.
+                let verdict = || self.entrance.as_ref().and_then(Entrance::verdict);
+                match is_of_connection(&error).then(verdict).flatten() {
+                    Some(verdict) => Err(verdict.into()),
+                    None => Err(of_fetch(error, &self.location)),
+                }
+            }
         }
     }
 
     fn fetch(&self, repository: &Repository, calls: &Calls<'_>) -> Result<(), git2::Error> {
         let mut remote = repository.remote_anonymous(&self.url())?;
+        let mut connection = remote.connect_auth(Direction::Fetch, Some(calls.callbacks()), None)?;
+        calls.check_references(connection.list()?.len())?;
+        self.entrance.iter().for_each(Entrance::listed);
         let mut options = FetchOptions::new();
         options.prune(FetchPrune::Off).download_tags(AutotagOption::None).update_fetchhead(false);
         options.follow_redirects(RemoteRedirect::None).remote_callbacks(calls.callbacks());
+        let remote = connection.remote();
         remote.download(&REFSPECS, Some(&mut options))?;
-        calls.check_references(remote.list()?.len())?;
+        calls.noted(calls.stop.check())?;
         // First what is gone: a branch `a` must make room for a branch `a/b`.
         remote.prune(None)?;
         remote.update_tips(None, RemoteUpdateFlags::empty(), AutotagOption::None, None)?;
@@ -67,17 +79,7 @@ impl Download {
     }
 
     fn url(&self) -> String {
-        match (&self.location, self.port) {
-            (Location::Remote(remote @ Remote { protocol: Protocol::Ssh, .. }), Some(port)) => {
-                let given = self.credentials.as_ref().and_then(Credentials::ssh_user);
-                remote.ssh_url(remote.user.as_deref().or(given).unwrap_or("git"), port)
-            }
-            // The gate speaks http to this machine, and https to the host.
-            (Location::Remote(remote), port) => {
-                format!("http://127.0.0.1:{}{}", port.unwrap_or(0), remote.path)
-            }
-            (Location::Local(path), _) => path.to_string_lossy().into_owned(),
-        }
+        self.entrance.as_ref().map_or_else(|| self.location.to_string(), Entrance::url)
     }
 }
 

@@ -77,7 +77,10 @@ pub(crate) fn of_fetch(error: git2::Error, location: &Location) -> Fault {
         return permanent(error, format!("{doing}: not authorised")).into();
     }
     match error.class() {
-        ErrorClass::Http => of_http(error, &doing).into(),
+        ErrorClass::Http if error.message().contains("content-type") => {
+            permanent(error, format!("{doing}: not a git repository")).into()
+        }
+        ErrorClass::Http => transient(error, doing).into(),
         ErrorClass::Net | ErrorClass::Ssl | ErrorClass::Ssh => of_connection(error, &doing).into(),
         ErrorClass::Odb
         | ErrorClass::Object
@@ -85,35 +88,17 @@ pub(crate) fn of_fetch(error: git2::Error, location: &Location) -> Fault {
         | ErrorClass::Tag
         | ErrorClass::Zlib
         | ErrorClass::Indexer
-        | ErrorClass::Reference
-        | ErrorClass::Repository
-        | ErrorClass::Config
-        | ErrorClass::Filesystem
-        | ErrorClass::Os => Fault { error: transient(error, doing), damaged: true },
+        | ErrorClass::Reference => Fault { error: transient(error, doing), damaged: true },
         _ => transient(error, doing).into(),
     }
 }
 
-fn of_http(error: git2::Error, doing: &str) -> Error {
-    let status =
-        error.message().rsplit("status code: ").next().and_then(|code| code.trim().parse::<u16>().ok());
-    match status {
-        Some(401 | 403) => permanent(error, format!("{doing}: not authorised")),
-        Some(404 | 410) => permanent(
-            error,
-            format!("{doing}: no such repository, or no right to see it with these credentials"),
-        ),
-        Some(408 | 429 | 500..) => transient(error, format!("{doing}: the host cannot answer now")),
-        Some(300..=399) => permanent(error, format!("{doing}: the host redirects, which is not followed")),
-        _ if error.message().contains("redirect") => permanent(
-            error,
-            format!("{doing}: the host redirects, which is not followed; give the URL it leads to"),
-        ),
-        _ if error.message().contains("content-type") => {
-            permanent(error, format!("{doing}: not a git repository"))
-        }
-        Some(_) => permanent(error, doing),
-        None => transient(error, doing),
+/// Whether the error may be of the connection to the gate, and not of this side.
+pub(crate) fn is_of_connection(error: &git2::Error) -> bool {
+    match error.class() {
+        ErrorClass::None | ErrorClass::Net | ErrorClass::Ssl | ErrorClass::Ssh | ErrorClass::Http => true,
+        ErrorClass::Os => error.message().contains("failed to connect"),
+        _ => false,
     }
 }
 
@@ -168,15 +153,6 @@ mod tests {
     #[test]
     fn each_answer_has_its_own_words() {
         use ErrorKind::{Permanent, Transient};
-        let http = |status: &str, kind, expected| {
-            let message = format!("unexpected http status code: {status}");
-            check(ErrorClass::Http, ErrorCode::GenericError, &message, kind, expected);
-        };
-        http("401", Permanent, "not authorised");
-        http("404", Permanent, "no such repository");
-        http("302", Permanent, "redirects");
-        http("503", Transient, "cannot answer now");
-        http("429", Transient, "cannot answer now");
         let generic = ErrorCode::GenericError;
         check(
             ErrorClass::Http,

@@ -6,11 +6,14 @@
 //! ours: it goes to the addresses that were checked, with TLS and credentials of our own, it has time and size
 //! limits, no redirect passes, and closing it stops whatever libgit2 is waiting for.
 
+mod reply;
+mod request;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -25,6 +28,7 @@ use tokio::{
 
 use zeroize::Zeroizing;
 
+use self::{reply::Reply, request::Request};
 use crate::{
     credentials::{Credentials, Kind},
     location::Remote,
@@ -33,10 +37,12 @@ use crate::{
     tls,
 };
 
-/// The most that is read of the request to a proxy.
-const HEAD_BYTES_MAX: usize = 16 * 1024;
-/// The most connections that one fetch uses at a time.
-const CONNECTIONS_MAX: usize = 16;
+/// The most connections that are open at a time; one fetch needs two or three.
+const CONNECTIONS_MAX: usize = 64;
+/// The wait after a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What the host may send for each branch or tag that it lists.
+const BYTES_PER_REFERENCE: u64 = 300;
 
 /// Where a gate leads, and by what rules.
 #[derive(Debug)]
@@ -53,17 +59,31 @@ pub(crate) struct Passage {
 /// A port of this machine that leads to one host. Dropping it closes every connection.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    port: u16,
     way: Arc<Way>,
     task: AbortHandle,
 }
+
+/// How libgit2 gets through the gate, and what the gate knows of its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Entrance(Arc<Way>);
 
 #[derive(Debug)]
 struct Way {
     passage: Passage,
     stop: Stop,
+    port: u16,
+    /// Other processes of this machine can reach the port too, and must not use the credentials behind it.
+    key: String,
     received_bytes: AtomicU64,
+    listed: AtomicBool,
     verdict: Mutex<Option<Error>>,
+}
+
+/// Why the copying between libgit2 and the host ended.
+enum End {
+    /// libgit2 has gone, for reasons of its own.
+    Near,
+    Far(Error),
 }
 
 impl Gate {
@@ -71,19 +91,44 @@ impl Gate {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.transient("open a port of this machine for the connection")?;
         let port = listener.local_addr().transient("find the port's number")?.port();
-        let (received_bytes, verdict) = (AtomicU64::new(0), Mutex::new(None));
-        let way = Arc::new(Way { passage, stop, received_bytes, verdict });
+        let way = Arc::new(Way {
+            passage,
+            stop,
+            port,
+            key: uuid::Uuid::new_v4().simple().to_string(),
+            received_bytes: AtomicU64::new(0),
+            listed: AtomicBool::new(false),
+            verdict: Mutex::new(None),
+        });
         let task = tokio::spawn(Arc::clone(&way).serve(listener)).abort_handle();
-        Ok(Self { port, way, task })
+        Ok(Self { way, task })
     }
 
-    pub(crate) const fn port(&self) -> u16 {
-        self.port
+    pub(crate) fn entrance(&self) -> Entrance {
+        Entrance(Arc::clone(&self.way))
+    }
+}
+
+impl Entrance {
+    /// The URL for libgit2.
+    pub(crate) fn url(&self) -> String {
+        let Way { passage: Passage { remote, credentials, .. }, port, key, .. } = &*self.0;
+        if remote.protocol != Protocol::Ssh {
+            // The gate speaks http to this machine, and knows the path.
+            return format!("http://127.0.0.1:{port}/{key}");
+        }
+        let given = credentials.as_ref().and_then(Credentials::ssh_user);
+        remote.ssh_url(remote.user.as_deref().or(given).unwrap_or("git"), *port)
+    }
+
+    /// The host has told its branches and tags: from now on it may send what they lead to.
+    pub(crate) fn listed(&self) {
+        self.0.listed.store(true, Ordering::Relaxed);
     }
 
     /// Why the connection failed, if it was the gate that knows.
     pub(crate) fn verdict(&self) -> Option<Error> {
-        self.way.verdict.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.verdict.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -116,11 +161,14 @@ impl Way {
                 _ = self.stop.stopped() => return,
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
-                    let Ok((mut near, _)) = accepted else { return };
+                    let Ok((mut near, _)) = accepted else {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                        continue;
+                    };
                     let way = Arc::clone(&self);
                     connections.spawn(async move {
                         // `near` is closed last: libgit2 must not fail before the reason is known.
-                        if let Err(error) = way.pass(&mut near).await {
+                        if let Err(End::Far(error)) = way.pass(&mut near).await {
                             way.judge(error);
                         }
                     });
@@ -138,20 +186,23 @@ impl Way {
         }
     }
 
-    async fn pass(&self, near: &mut TcpStream) -> Result<()> {
-        let protocol = self.passage.remote.protocol;
-        if protocol == Protocol::Ssh {
+    async fn pass(&self, near: &mut TcpStream) -> Result<(), End> {
+        let Passage { remote, limits, .. } = &self.passage;
+        if remote.protocol == Protocol::Ssh {
             let far = self.connect().await?;
             return self.pump(near, far).await;
         }
-        let head = self.for_the_host(&self.read_head(near).await?);
+        let request = tokio::time::timeout(limits.connect_time_max, Request::read(near, &self.key, remote));
+        let Ok(Some(request)) = request.await else { return Err(End::Near) };
+        let authorization = self.passage.authorization();
+        let head =
+            Zeroizing::new(request.for_the_host(remote, authorization.as_ref().map(|line| line.as_str())));
         let mut far = self.connect().await?;
-        if protocol == Protocol::Http {
+        if remote.protocol == Protocol::Http {
             far.write_all(&head).await.transient(self.talk())?;
             return self.pump(near, far).await;
         }
-        let encrypting = tls::connect(&self.passage, far);
-        let encrypting = tokio::time::timeout(self.passage.limits.connect_time_max, encrypting);
+        let encrypting = tokio::time::timeout(limits.connect_time_max, tls::connect(&self.passage, far));
         let mut far = encrypting.await.unwrap_or_else(|_| {
             Err(Error::transient(format!("{}: the host does not answer to TLS", self.talk())))
         })?;
@@ -161,40 +212,6 @@ impl Way {
 
     fn talk(&self) -> String {
         format!("talk to {}", self.passage.remote.host)
-    }
-
-    async fn read_head(&self, near: &mut TcpStream) -> Result<Vec<u8>> {
-        let mut head = Vec::new();
-        while !head.windows(4).any(|window| window == b"\r\n\r\n") {
-            let count = near.read_buf(&mut head).await.transient("read libgit2's request")?;
-            if count == 0 || head.len() > HEAD_BYTES_MAX {
-                return Err(Error::transient("read libgit2's request: it is not complete"));
-            }
-        }
-        Ok(head)
-    }
-
-    /// libgit2 takes the gate for the host: puts the host's own name and the credentials into the request, and
-    /// asks for one answer only, so that no second request passes without them.
-    fn for_the_host(&self, head: &[u8]) -> Zeroizing<Vec<u8>> {
-        let mut changed = Zeroizing::new(Vec::with_capacity(head.len() + 2048));
-        let end = head.windows(4).position(|window| window == b"\r\n\r\n").map_or(head.len(), |at| at + 2);
-        for line in head[..end].split_inclusive(|b| *b == b'\n') {
-            let name = String::from_utf8_lossy(line).to_ascii_lowercase();
-            match name.split(':').next() {
-                Some("host") => {
-                    let host = self.passage.remote.authority();
-                    changed.extend_from_slice(format!("Host: {host}\r\nConnection: close\r\n").as_bytes());
-                    if let Some(authorization) = self.passage.authorization() {
-                        changed.extend_from_slice(authorization.as_bytes());
-                    }
-                }
-                Some("connection" | "authorization") => {}
-                _ => changed.extend_from_slice(line),
-            }
-        }
-        changed.extend_from_slice(&head[end..]);
-        changed
     }
 
     async fn connect(&self) -> Result<TcpStream> {
@@ -225,92 +242,140 @@ impl Way {
         Err(last)
     }
 
-    async fn pump(&self, near: &mut TcpStream, far: impl AsyncRead + AsyncWrite) -> Result<()> {
+    async fn pump(&self, near: &mut TcpStream, far: impl AsyncRead + AsyncWrite) -> Result<(), End> {
         let pulse = Pulse::new();
         let (near_read, near_write) = tokio::io::split(near);
         let (far_read, far_write) = tokio::io::split(far);
-        let up = self.copy(near_read, far_write, &pulse, false);
-        let down = self.copy(far_read, near_write, &pulse, true);
+        let up = self.up(near_read, far_write, &pulse);
+        let down = self.down(far_read, near_write, &pulse);
         tokio::select! {
             copied = async { tokio::try_join!(up, down) } => copied.map(|_| ()),
             () = pulse.lost(self.passage.limits.idle_time_max) => {
                 let seconds = self.passage.limits.idle_time_max.as_secs();
                 let host = &self.passage.remote.host;
-                Err(Error::transient(format!("receive from {host}: the host does not answer for {seconds} s")))
+                let text = format!("receive from {host}: the host does not answer for {seconds} s");
+                Err(Error::transient(text).into())
             }
         }
     }
 
-    async fn copy(
+    async fn up(
         &self,
-        mut from: ReadHalf<impl AsyncRead>,
-        mut to: WriteHalf<impl AsyncWrite>,
+        mut near: ReadHalf<impl AsyncRead>,
+        mut far: WriteHalf<impl AsyncWrite>,
         pulse: &Pulse,
-        counted: bool,
-    ) -> Result<()> {
-        let doing = || format!("talk to {}", self.passage.remote.host);
+    ) -> Result<(), End> {
         let mut buffer = vec![0; 64 * 1024];
-        let mut checked = !counted || self.passage.remote.protocol == Protocol::Ssh;
         loop {
-            let count = if checked {
-                from.read(&mut buffer).await.transient(doing())?
-            } else {
-                checked = true;
-                self.read_status(&mut from, &mut buffer).await?
-            };
+            let count = near.read(&mut buffer).await.map_err(|_| End::Near)?;
             if count == 0 {
-                return to.shutdown().await.transient(doing());
+                return Err(End::Near);
             }
             pulse.beat();
-            if counted {
-                self.count(count)?;
-            }
-            to.write_all(&buffer[..count]).await.transient(doing())?;
+            far.write_all(&buffer[..count]).await.transient(self.talk())?;
         }
     }
 
-    /// Reads the beginning of an answer, and ends what libgit2 is not to see.
-    async fn read_status(&self, from: &mut ReadHalf<impl AsyncRead>, buffer: &mut [u8]) -> Result<usize> {
-        const STATUS: std::ops::Range<usize> = 9..12;
-        let mut count = 0;
-        while count < STATUS.end {
-            match from.read(&mut buffer[count..]).await.transient(self.talk())? {
-                0 => return Ok(count),
-                more => count += more,
+    async fn down(
+        &self,
+        mut far: ReadHalf<impl AsyncRead>,
+        mut near: WriteHalf<impl AsyncWrite>,
+        pulse: &Pulse,
+    ) -> Result<(), End> {
+        if self.passage.remote.protocol != Protocol::Ssh {
+            let beginning = self.read_reply(&mut far, pulse).await?;
+            near.write_all(&beginning).await.map_err(|_| End::Near)?;
+        }
+        let mut buffer = vec![0; 64 * 1024];
+        loop {
+            let count = far.read(&mut buffer).await.transient(self.talk())?;
+            if count == 0 {
+                return near.shutdown().await.map_err(|_| End::Near);
+            }
+            pulse.beat();
+            self.count(count)?;
+            near.write_all(&buffer[..count]).await.map_err(|_| End::Near)?;
+        }
+    }
+
+    /// Reads the beginning of an answer, and ends what libgit2 is not to see. Gives what it is to see instead.
+    async fn read_reply(&self, far: &mut ReadHalf<impl AsyncRead>, pulse: &Pulse) -> Result<Vec<u8>> {
+        let mut read = Vec::new();
+        loop {
+            let count = far.read_buf(&mut read).await.transient(self.talk())?;
+            pulse.beat();
+            self.count(count)?;
+            match Reply::parse(&read) {
+                Reply::Incomplete if count == 0 => {
+                    return Err(Error::transient(format!(
+                        "{}: it ends the connection without an answer",
+                        self.talk()
+                    )));
+                }
+                Reply::Incomplete => {}
+                Reply::Unknown => {
+                    let remote = &self.passage.remote;
+                    return Err(Error::permanent(format!(
+                        "fetch {remote}: the host does not speak HTTP as git needs it"
+                    )));
+                }
+                Reply::Refused(status) => return Err(self.refusal(status)),
+                Reply::Passed { head, body_at } => return Ok([&head, &read[body_at..]].concat()),
             }
         }
-        let refused =
-            |reason: &str| Err(Error::permanent(format!("fetch {}: {reason}", self.passage.remote)));
-        match (&buffer[STATUS], &self.passage.credentials, self.passage.authorization()) {
-            ([b'3', ..], ..) => {
-                refused("the host redirects, which is not followed; give the URL it leads to")
+    }
+
+    /// What a status other than success means.
+    fn refusal(&self, status: u16) -> Error {
+        let Passage { remote, credentials, .. } = &self.passage;
+        let reason = match status {
+            300..=399 => "the host redirects, which is not followed; give the URL it leads to",
+            401 if self.passage.authorization().is_some() => {
+                "not authorised: the host does not accept the environment's credentials"
             }
-            (b"401", _, Some(_)) => {
-                refused("not authorised: the host does not accept the environment's credentials")
+            401 if credentials.is_none() => {
+                "not authorised: the host asks for credentials, and none are given for this repository"
             }
-            (b"401", None, None) => refused(
-                "not authorised: the host asks for credentials, and none are given for this repository",
-            ),
-            (b"401", Some(_), None) if self.passage.remote.protocol == Protocol::Http => refused(
-                "not authorised: the host asks for credentials, and they are never sent over http; use https or ssh",
-            ),
-            (b"401", Some(_), None) => {
-                refused("not authorised: an ssh key is given, and the host asks for a token")
+            401 if remote.protocol == Protocol::Http => {
+                "not authorised: the host asks for credentials, and they are never sent over http; use https or ssh"
             }
-            _ => Ok(count),
-        }
+            401 => "not authorised: an ssh key is given, and the host asks for a token",
+            403 => "not authorised",
+            404 | 410 => "no such repository, or no right to see it with these credentials",
+            408 | 429 | 500.. => {
+                return Error::transient(format!(
+                    "fetch {remote}: the host cannot answer now: status {status}"
+                ));
+            }
+            _ => return Error::permanent(format!("fetch {remote}: the host refuses with status {status}")),
+        };
+        Error::permanent(format!("fetch {remote}: {reason}"))
     }
 
     fn count(&self, bytes: usize) -> Result<()> {
         let received = self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed) + bytes as u64;
-        let limit = self.passage.limits.received_bytes_max;
-        if received <= limit {
-            return Ok(());
+        let Limits { received_bytes_max, references_max, .. } = self.passage.limits;
+        let host = &self.passage.remote.host;
+        if received > received_bytes_max {
+            return Err(Error::permanent(format!(
+                "receive from {host}: more than the limit received_bytes_max, {received_bytes_max} bytes; raise it in \
+                 the policy"
+            )));
         }
-        Err(Error::permanent(format!(
-            "receive from {}: more than the limit received_bytes_max, {limit} bytes; raise it in the policy",
-            self.passage.remote.host
-        )))
+        let list_bytes_max = (1 << 20) + BYTES_PER_REFERENCE * references_max as u64;
+        if received > list_bytes_max && !self.listed.load(Ordering::Relaxed) {
+            return Err(Error::permanent(format!(
+                "receive from {host}: its list of branches and tags is longer than {list_bytes_max} bytes, which fits \
+                 the limit references_max, {references_max}; raise it in the policy"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> Self {
+        Self::Far(error)
     }
 }
 
@@ -338,5 +403,70 @@ impl Pulse {
             let Some(rest) = silence_max.checked_sub(silence).filter(|rest| !rest.is_zero()) else { return };
             tokio::time::sleep(rest).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{location::Location, policy::SourcePolicy};
+
+    /// A gate to a host of the test's own.
+    async fn gate(connect_time_max: Duration) -> (Gate, TcpListener) {
+        let host = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = host.local_addr().unwrap();
+        let policy = SourcePolicy::default()
+            .protocols([Protocol::Http])
+            .limits(|limits| limits.connect_time_max = connect_time_max);
+        let Ok(Location::Remote(remote)) = Location::parse(&format!("http://{address}/a.git"), &policy)
+        else {
+            panic!("it is a URL");
+        };
+        let (addresses, limits) = (vec![address], policy.limits);
+        let passage = Passage { remote, addresses, credentials: None, certificates: None, limits };
+        let stop = Stop::for_test(Duration::from_secs(60));
+        (Gate::open(passage, stop).await.unwrap(), host)
+    }
+
+    #[tokio::test]
+    async fn nobody_but_libgit2_passes() {
+        let (gate, host) = gate(Duration::from_secs(20)).await;
+        let way = Arc::clone(&gate.way);
+        for line in [
+            "GET /a.git/info/refs?service=git-upload-pack HTTP/1.1",
+            "GET / HTTP/1.1",
+            "GET /secret/file HTTP/1.1",
+            "CONNECT 127.0.0.1:22 HTTP/1.1",
+        ] {
+            let mut stranger = TcpStream::connect((Ipv4Addr::LOCALHOST, way.port)).await.unwrap();
+            stranger.write_all(format!("{line}\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            // Closed, or reset for what was not read.
+            drop(stranger.read_to_end(&mut answer).await);
+            assert_eq!(answer, b"", "{line}");
+        }
+        assert!(gate.entrance().verdict().is_none(), "a stranger decides nothing");
+        let mut own = TcpStream::connect((Ipv4Addr::LOCALHOST, way.port)).await.unwrap();
+        let line = format!("GET /{}/info/refs?service=git-upload-pack HTTP/1.1\r\n\r\n", way.key);
+        own.write_all(line.as_bytes()).await.unwrap();
+        // The first connection that the host sees is this one.
+        let (mut far, _) = host.accept().await.unwrap();
+        let mut seen = vec![0; 200];
+        let count = far.read(&mut seen).await.unwrap();
+        let seen = String::from_utf8_lossy(&seen[..count]).into_owned();
+        assert!(
+            seen.starts_with("GET /a.git/info/refs?service=git-upload-pack HTTP/1.1\r\nHost: "),
+            "{seen}"
+        );
+        assert!(!seen.contains(&way.key));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_asks_nothing_is_closed() {
+        let (gate, _host) = gate(Duration::from_millis(100)).await;
+        let mut silent = TcpStream::connect((Ipv4Addr::LOCALHOST, gate.way.port)).await.unwrap();
+        let closed = tokio::time::timeout(Duration::from_secs(10), silent.read(&mut [0; 8])).await;
+        assert_eq!(closed.unwrap().unwrap(), 0);
+        assert!(gate.entrance().verdict().is_none());
     }
 }

@@ -118,7 +118,7 @@ pub struct Limits {
     pub packs_max: usize,
     /// One fetch or one checkout as a whole; 30 minutes unless said otherwise.
     pub time_max: Duration,
-    /// Making a connection; 20 seconds unless said otherwise.
+    /// Making a connection, and saying what it is for; 20 seconds unless said otherwise.
     pub connect_time_max: Duration,
     /// A connection on which nothing arrives; 2 minutes unless said otherwise.
     pub idle_time_max: Duration,

@@ -13,7 +13,7 @@ use git2::Repository;
 use ocore_core::{
     id::DeploymentId,
     name::EnvironmentName,
-    port::{Checkout, Classify, Context, Error, ErrorKind, Result, Source},
+    port::{Checkout, Classify, Context, Error, Result, Source},
     release::Commit,
     request::Revision,
 };
@@ -177,19 +177,14 @@ impl GitSource {
         let gate = self.open_gate(target, stop).await?;
         let download = Download {
             location: target.location.clone(),
-            port: gate.as_ref().map(Gate::port),
+            entrance: gate.as_ref().map(Gate::entrance),
             credentials: target.credentials.clone(),
             limits: self.policy.limits.clone(),
             context: context.clone(),
         };
         let mirror = target.mirror.clone();
         let work = move |stop: &Stop| update(&mirror, &lock, &download, &wanted, damaged, stop);
-        let fetched = stop.run(work).await;
-        // The gate knows better than libgit2 why a connection ended.
-        fetched.map_err(|error| match gate.as_ref().and_then(Gate::verdict) {
-            Some(verdict) if error.kind() == ErrorKind::Transient => verdict,
-            _ => error,
-        })
+        stop.run(work).await
     }
 
     async fn open_gate(&self, target: &Target, stop: &Stop) -> Result<Option<Gate>> {

@@ -25,6 +25,11 @@ impl Stop {
         (Self { token, deadline, time_max }, guard)
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_test(time_max: Duration) -> Self {
+        Self { token: CancellationToken::new(), deadline: Instant::now() + time_max, time_max }
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         if self.token.is_cancelled() {
             return Err(Error::cancelled());

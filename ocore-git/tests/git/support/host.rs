@@ -39,6 +39,10 @@ pub(crate) enum Manner {
     Redirect,
     /// A status.
     Status(u16),
+    /// Exactly these bytes.
+    Raw(&'static str),
+    /// As git does, and offers to keep the connection, and answers again unasked.
+    AnswerTwice,
 }
 
 #[derive(Debug)]
@@ -60,6 +64,9 @@ pub(crate) const USER: &str = "deploy";
 pub(crate) const TOKEN: &str = "canary-token-7f3a91";
 /// `deploy:canary-token-7f3a91` in Base64.
 const BASIC: &str = "Basic ZGVwbG95OmNhbmFyeS10b2tlbi03ZjNhOTE=";
+
+/// Of such an answer libgit2 1.9.7 dies.
+pub(crate) const REDIRECT_WITHOUT_QUERY: &str = "HTTP/1.1 302 Found\r\nLocation: /x/info/refs\r\n\r\n";
 
 impl Host {
     pub(crate) fn plain(root: &Path) -> Self {
@@ -166,6 +173,7 @@ fn answer(stream: impl Read + Write, root: &Path, seen: &Seen) -> std::io::Resul
         Manner::Redirect => {
             Some(short("302 Found", "Location: http://127.0.0.1:1/elsewhere/info/refs\r\n", ""))
         }
+        Manner::Raw(text) => Some(text.to_owned()),
         Manner::Status(status) => Some(short(&format!("{status} Status"), "", "")),
         _ => None,
     };
@@ -193,7 +201,13 @@ fn answer(stream: impl Read + Write, root: &Path, seen: &Seen) -> std::io::Resul
         Manner::StallAfter(bytes) if method == "POST" => Some(bytes),
         _ => None,
     };
-    run_backend(stream.get_mut(), root, method, path, query, &headers, &body, limit, seen)
+    let twice = manner == Manner::AnswerTwice;
+    run_backend(stream.get_mut(), root, method, path, query, &headers, &body, limit, twice, seen)?;
+    if twice {
+        stream.get_mut().write_all(REDIRECT_WITHOUT_QUERY.as_bytes())?;
+        stream.read_to_end(&mut Vec::new())?;
+    }
+    Ok(())
 }
 
 #[expect(clippy::too_many_arguments, reason = "it is CGI")]
@@ -206,6 +220,7 @@ fn run_backend(
     headers: &HashMap<String, String>,
     body: &[u8],
     limit: Option<usize>,
+    keep: bool,
     seen: &Seen,
 ) -> std::io::Result<()> {
     let text = |name: &str| headers.get(name).cloned().unwrap_or_default();
@@ -242,7 +257,8 @@ fn run_backend(
         head.push_str("\r\n");
     }
     let head = format!(
-        "HTTP/1.1 {status}\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n{}\r\n\r\n",
+        "HTTP/1.1 {status}\r\nConnection: {}\r\nTransfer-Encoding: chunked\r\n{}\r\n\r\n",
+        if keep { "keep-alive" } else { "close" },
         head.trim()
     );
     out.write_all(head.as_bytes())?;

@@ -85,12 +85,14 @@ fn all(has_nextest: bool) -> Vec<Step> {
     let tests = if has_nextest {
         Step::new("tests", "nextest run --workspace --all-features")
     } else {
-        Step::new("tests", "test --workspace --all-features --lib --bins --tests --examples")
+        Step::new("tests", "test --workspace --all-features --tests")
     };
     vec![
         Step::new("format", "fmt --all --check"),
         Step::new("lints", "clippy --workspace --all-targets --all-features -- -D warnings"),
         Step::new("docs", "doc --workspace --no-deps --all-features").variable("RUSTDOCFLAGS", "-D warnings"),
+        // Tests run the example programs, and only nextest would build them by itself.
+        Step::new("examples", "build --workspace --all-features --examples"),
         tests,
         Step::new("doc tests", "test --doc --workspace --all-features"),
         simulate(Vec::new()).called("simulation, every single fault"),
@@ -119,13 +121,14 @@ fn seconds(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{all, simulate};
+    use super::{Step, all, simulate};
 
     #[test]
     fn tests_run_with_and_without_nextest() {
-        let line = |has_nextest| all(has_nextest)[3].command_line();
-        assert_eq!(line(true), "cargo nextest run --workspace --all-features");
-        assert!(line(false).starts_with("cargo test --workspace"), "{}", line(false));
+        let lines = |has_nextest| all(has_nextest).iter().map(Step::command_line).collect::<Vec<_>>();
+        let examples = "cargo build --workspace --all-features --examples";
+        assert_eq!(lines(true)[3..5], [examples, "cargo nextest run --workspace --all-features"]);
+        assert_eq!(lines(false)[3..5], [examples, "cargo test --workspace --all-features --tests"]);
     }
 
     #[test]
@@ -136,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_step_that_fails_says_which() {
-        let error = super::Step::new("nothing", "no-such-command-of-cargo").run().unwrap_err();
+        let error = Step::new("nothing", "no-such-command-of-cargo").run().unwrap_err();
         assert!(error.contains("`cargo no-such-command-of-cargo` ended with"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ struct Tool {
     install: &'static str,
 }
 
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 8] = [
     Tool {
         program: "cc",
         arguments: "--version",
@@ -35,6 +35,20 @@ const TOOLS: [Tool; 6] = [
         needed_for: "git over https and ssh, with the headers of OpenSSL",
         install: "install both: `apt-get install pkg-config libssl-dev`, `dnf install pkgconf openssl-devel`, \
                   `brew install pkgconf openssl`",
+    },
+    Tool {
+        program: "unshare",
+        arguments: "--user --map-root-user --mount true",
+        needed_for: "the small disk that a test fills",
+        install: "install util-linux, and let this user make namespaces: `sysctl user.max_user_namespaces` must not \
+                  be 0, nor `kernel.unprivileged_userns_clone`; `kernel.apparmor_restrict_unprivileged_userns` must \
+                  not be 1; a container needs the right to do so from outside",
+    },
+    Tool {
+        program: "nsenter",
+        arguments: "--version",
+        needed_for: "the small disk that a test fills",
+        install: "install util-linux: `apt-get install util-linux`, `dnf install util-linux-core`",
     },
     Tool {
         program: "rustfmt",

@@ -12,7 +12,7 @@ use crate::{
     machine::{self, Outcome, Serving, State, Status, Step},
     name::{EnvironmentName, InstanceName},
     release::{Commit, Image, Live, Snapshot, Window},
-    request::{NewDeployment, Request, Trigger},
+    request::{Goal, NewDeployment, Request, Trigger},
 };
 
 /// One deployment, as the history shows it.
@@ -166,6 +166,15 @@ impl Deployment {
             Trigger::Rollback { to } => Some(to),
             Trigger::Retry { of } | Trigger::Recovery { of } => Some(of),
             Trigger::Push | Trigger::Manual | Trigger::Api => None,
+        }
+    }
+
+    /// The deployment whose release it is to make live again: of a rollback, and of another try of one.
+    #[must_use]
+    pub const fn rolls_back_to(&self) -> Option<DeploymentId> {
+        match self.request.goal {
+            Goal::Rollback { to, .. } => Some(to),
+            Goal::Deploy(_) | Goal::Recover(_) => None,
         }
     }
 

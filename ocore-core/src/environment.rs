@@ -15,8 +15,11 @@ use crate::{
 };
 
 /// A deployment stage that has been checked: made from an [`EnvironmentSpec`], which says what each part means.
+///
+/// Its serde form is the stored one, which is read as it was written: rules that have become stricter since are no
+/// reason to lose what runs. What people write is an [`EnvironmentSpec`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "EnvironmentSpec", into = "EnvironmentSpec")]
+#[serde(deny_unknown_fields)]
 pub struct Environment {
     name: EnvironmentName,
     pool: PoolName,
@@ -72,6 +75,7 @@ impl Environment {
 
 /// One running copy of the application, with a port, a database and a data directory of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Instance {
     /// Its name, unique in the environment.

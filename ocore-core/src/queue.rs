@@ -154,8 +154,9 @@ pub const fn recovers(deployment: &Deployment) -> Option<DeploymentId> {
     }
 }
 
-/// Whether an unfinished deployment forbids that snapshots of its environment are removed.
+/// Whether an unfinished deployment forbids that snapshots of its environment are removed: what it is to achieve
+/// decides, not who asked for it, so that another try of a rollback does as the rollback did.
 #[must_use]
 pub const fn pins_snapshots(deployment: &Deployment) -> bool {
-    matches!(deployment.request.trigger, Trigger::Rollback { .. } | Trigger::Recovery { .. })
+    deployment.rolls_back_to().is_some() || recovers(deployment).is_some()
 }

@@ -19,6 +19,9 @@ pub enum Unreadable {
         /// Its version.
         found: u32,
     },
+    /// It holds what this version does not know: it was written by a newer one.
+    #[error("{0}, which this ocore does not know: a newer one wrote it; update this process")]
+    Unknown(String),
     /// It is damaged.
     #[error("the stored form is damaged: {0}")]
     Damaged(String),
@@ -28,11 +31,12 @@ pub enum Unreadable {
 pub trait Stored: Serialize + DeserializeOwned + sealed::Sealed {}
 
 mod sealed {
-    use crate::{deployment::Deployment, event::EventKind, release::Live};
+    use crate::{deployment::Deployment, environment::Environment, event::EventKind, release::Live};
 
     #[expect(unnameable_types, reason = "nobody else may implement it, so nobody else may name it")]
     pub trait Sealed {}
     impl Sealed for Deployment {}
+    impl Sealed for Environment {}
     impl Sealed for EventKind {}
     impl Sealed for Live {}
 }
@@ -64,7 +68,11 @@ pub fn encode(value: &impl Stored) -> String {
 /// # Errors
 /// [`Unreadable`]: nothing is guessed at.
 pub fn decode<T: Stored>(text: &str) -> Result<T, Unreadable> {
-    let damaged = |error: serde_json::Error| Unreadable::Damaged(error.to_string());
+    let damaged = |error: serde_json::Error| {
+        let text = error.to_string();
+        // serde's words for a field or a variant that is not among those of the type.
+        if text.starts_with("unknown ") { Unreadable::Unknown(text) } else { Unreadable::Damaged(text) }
+    };
     let version: Version = serde_json::from_str(text).map_err(damaged)?;
     match version.v {
         1 => serde_json::from_str::<Envelope<T>>(text).map(|envelope| envelope.is).map_err(damaged),

@@ -7,11 +7,11 @@ mod variants;
 use std::{collections::BTreeSet, fmt::Debug, fs, path::PathBuf};
 
 use self::{
-    samples::{deployments, events, lives},
+    samples::{deployments, environments, events, lives},
     variants::Seen,
 };
 use super::{Stored, Unreadable, VERSION, decode, encode};
-use crate::deployment::Deployment;
+use crate::{deployment::Deployment, environment::Environment};
 
 fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("golden/v{VERSION}"))
@@ -36,9 +36,11 @@ fn check<T: Stored + PartialEq + Debug>(name: &str, value: &T) -> String {
 #[test]
 fn every_golden_file_is_read_and_written_as_it_is() {
     let (deployments, events, lives) = (deployments(), events(), lives());
+    let environments = environments();
     let files = (deployments.iter().map(|(name, value)| check(name, value)))
         .chain(events.iter().map(|(name, value)| check(name, value)))
-        .chain(lives.iter().map(|(name, value)| check(name, value)));
+        .chain(lives.iter().map(|(name, value)| check(name, value)))
+        .chain(environments.iter().map(|(name, value)| check(name, value)));
     let files: Vec<String> = files.collect();
     let distinct: BTreeSet<String> = files.iter().cloned().collect();
     assert_eq!(distinct.len(), files.len(), "two values have one name");
@@ -66,8 +68,22 @@ fn what_cannot_be_read_is_not_guessed_at() {
     for damaged in ["", "{", "{\"v\":1}", "{\"v\":1,\"is\":null}", "{\"v\":-1,\"is\":{}}", &older] {
         assert!(matches!(decode::<Deployment>(damaged), Err(Unreadable::Damaged(_))), "{damaged:?}");
     }
+    let more = encode(&deployment).replacen("\"step\":\"", "\"step\":\"later-", 1);
+    assert!(matches!(decode::<Deployment>(&more), Err(Unreadable::Unknown(_))), "{more}");
     let whole = encode(&deployment);
     for end in 0..whole.len() {
         assert!(decode::<Deployment>(&whole[..end]).is_err(), "cut at {end}");
     }
+}
+
+#[test]
+fn stored_settings_are_read_whatever_the_rules_are_by_now() {
+    let (_, environment) = environments().swap_remove(0);
+    let strange = encode(&environment).replacen("\"queue_length_max\":", "\"queue_length_max\":9999", 1);
+    let strange = strange.replacen("https://", "https://token@", 1);
+    let read = decode::<Environment>(&strange).unwrap();
+    assert!(read.policy().queue_length_max > 10_000 && read.repository().contains('@'), "{read:?}");
+    let newer = encode(&environment).replacen("\"policy\":{", "\"policy\":{\"freeze\":true,", 1);
+    let error = decode::<Environment>(&newer).unwrap_err().to_string();
+    assert!(error.contains("`freeze`") && error.contains("a newer one wrote it"), "{error}");
 }

@@ -70,11 +70,15 @@ struct Shared {
 struct State {
     lanes: Lanes,
     records: BTreeMap<DeploymentId, Record>,
+    /// Every deployment, in the order of acceptance.
+    accepted: Vec<DeploymentId>,
 }
 
 /// A deployment and what belongs to it.
 struct Record {
     deployment: Deployment,
+    /// Its place in the order of acceptance.
+    place: usize,
     /// What the last commit was answered, for when it is made again.
     receipt: Option<Receipt>,
     log: Log,

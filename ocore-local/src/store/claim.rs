@@ -14,7 +14,6 @@ use ocore_core::{
 use sqlx::SqliteConnection;
 
 use super::{
-    error::unreadable,
     lane::Lane,
     row::{DeploymentRow, decode, environment_name, list, worker_bytes},
 };
@@ -157,7 +156,7 @@ async fn first_readable(
 }
 
 pub(super) fn read_settings(text: &str) -> sqlx::Result<Arc<Environment>> {
-    serde_json::from_str(text).map(Arc::new).map_err(|error| unreadable("the environment's settings", error))
+    decode("the environment's settings", text).map(Arc::new)
 }
 
 pub(super) fn read_live(text: Option<String>) -> sqlx::Result<Option<Arc<Live>>> {

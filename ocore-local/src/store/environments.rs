@@ -6,6 +6,7 @@ use ocore_core::{
     id::{DeploymentId, Fence},
     name::EnvironmentName,
     port::{Acknowledged, EnvironmentRecord, LaneQueue, Saved},
+    stored,
 };
 use sqlx::SqliteConnection;
 
@@ -30,12 +31,11 @@ pub(super) async fn save(db: &mut SqliteConnection, environment: Environment) ->
     let name = environment.name().as_str();
     let known = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM lanes WHERE name = ?1");
     let known = known.bind(name).fetch_one(&mut *db).await? > 0;
-    let settings = serde_json::to_string(&environment).expect("an environment has a JSON form");
     let save = sqlx::query(
         "INSERT INTO lanes (name, pool, settings) VALUES (?1, ?2, ?3)
          ON CONFLICT (name) DO UPDATE SET pool = excluded.pool, settings = excluded.settings",
     );
-    save.bind(name).bind(environment.pool().as_str()).bind(settings).execute(db).await?;
+    save.bind(name).bind(environment.pool().as_str()).bind(stored::encode(&environment)).execute(db).await?;
     Ok(if known { Saved::Updated } else { Saved::Created })
 }
 

@@ -47,7 +47,10 @@ pub(super) fn select(filter: &Filter, before: Option<DeploymentId>) -> QueryBuil
             query.push(" AND environment = ").push_bind(environment.as_str().to_owned()).push(")");
         }
         (Some(id), None) => {
-            query.push(" AND id < ").push_bind(bytes(id));
+            query
+                .push(" AND number < (SELECT number FROM deployments WHERE id = ")
+                .push_bind(bytes(id))
+                .push(")");
         }
         (None, _) => {}
     }
@@ -66,11 +69,11 @@ pub(super) fn select(filter: &Filter, before: Option<DeploymentId>) -> QueryBuil
         query.push(" AND requested_at < ").push_bind(nanos(until));
     }
     if let Some(id) = filter.answers {
-        query.push(" AND answers = ").push_bind(bytes(id));
+        query.push(" AND ").push_bind(bytes(id)).push(" IN (answers, target)");
     }
     if let Some(id) = filter.replaced {
         query.push(" AND replaced = ").push_bind(bytes(id));
     }
-    query.push(if filter.environment.is_some() { " ORDER BY seq DESC" } else { " ORDER BY id DESC" });
+    query.push(if filter.environment.is_some() { " ORDER BY seq DESC" } else { " ORDER BY number DESC" });
     query
 }

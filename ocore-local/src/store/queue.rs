@@ -108,8 +108,9 @@ async fn superseded(
 async fn insert(db: &mut SqliteConnection, deployment: &Deployment) -> sqlx::Result<()> {
     let insert = sqlx::query(
         "INSERT INTO deployments (id, environment, seq, version, phase, status, trigger_kind, key, requested_at,
-                                  answers, recovers, record)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                                  answers, recovers, record, target, number)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13,
+                 (SELECT coalesce(max(number), 0) + 1 FROM deployments))",
     );
     let (status, kept) = (deployment.status(), &deployment.kept_by_store);
     let insert = insert
@@ -124,7 +125,8 @@ async fn insert(db: &mut SqliteConnection, deployment: &Deployment) -> sqlx::Res
         .bind(nanos(deployment.requested_at))
         .bind(deployment.answers().map(bytes))
         .bind(queue::recovers(deployment).map(bytes))
-        .bind(stored::encode(deployment));
+        .bind(stored::encode(deployment))
+        .bind(deployment.rolls_back_to().map(bytes));
     insert.execute(db).await.map(drop)
 }
 

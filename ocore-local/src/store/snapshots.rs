@@ -77,9 +77,9 @@ pub(super) async fn retire(
     let Some(lane) = Lane::find(db, &environment).await? else { return Ok(Vec::new()) };
     let pinned = sqlx::query_scalar::<_, i64>(
         "SELECT (SELECT count(*) FROM deployments
-                 WHERE environment = ?1 AND phase = 'waiting' AND trigger_kind IN ('rollback', 'recovery'))
+                 WHERE environment = ?1 AND phase = 'waiting' AND coalesce(target, recovers) IS NOT NULL)
               + (SELECT count(*) FROM deployments
-                 WHERE environment = ?1 AND phase = 'active' AND trigger_kind IN ('rollback', 'recovery'))",
+                 WHERE environment = ?1 AND phase = 'active' AND coalesce(target, recovers) IS NOT NULL)",
     );
     let pinned = pinned.bind(environment.as_str()).fetch_one(&mut *db).await?;
     if lane.attention.is_some() || pinned > 0 {

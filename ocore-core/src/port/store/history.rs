@@ -11,7 +11,7 @@ pub trait HistoryStore: Send + Sync + 'static {
     async fn deployment(&self, id: DeploymentId) -> StoreResult<Option<Deployment>>;
 
     /// Deployments that match, newest first: by their place in the lane if the filter names an environment, else
-    /// by id. At most `limit` of them, beginning after the deployment `before`.
+    /// by the order in which the store accepted them. At most `limit` of them, beginning after the deployment `before`.
     async fn history(&self, filter: &Filter, before: Option<DeploymentId>, limit: usize)
     -> StoreResult<Page>;
 }
@@ -30,7 +30,7 @@ pub struct Filter {
     pub since: Option<DateTime<Utc>>,
     /// Requested before this time.
     pub until: Option<DateTime<Utc>>,
-    /// Whose trigger answers this deployment: its rollbacks, retries, recoveries.
+    /// That answer this deployment: the rollbacks to it, and the retries and recoveries of it.
     pub answers: Option<DeploymentId>,
     /// That replaced this deployment as the live one.
     pub replaced: Option<DeploymentId>,
@@ -52,7 +52,9 @@ impl Filter {
                 || self.triggers.iter().any(|kind| kind == deployment.request.trigger.kind()))
             && self.since.is_none_or(|since| deployment.requested_at >= since)
             && self.until.is_none_or(|until| deployment.requested_at < until)
-            && self.answers.is_none_or(|id| deployment.answers() == Some(id))
+            && self
+                .answers
+                .is_none_or(|id| [deployment.answers(), deployment.rolls_back_to()].contains(&Some(id)))
             && self.replaced.is_none_or(|id| deployment.replaced == Some(id))
     }
 }

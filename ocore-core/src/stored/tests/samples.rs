@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use crate::{
     deployment::{Deployment, KeptByStore, Timings},
+    environment::{Environment, EnvironmentSpec, InstanceSpec, SnapshotWhen},
     event::{EventKind, LogLine, Progress, Stream, Unit},
     failure::{Cause, Failure, FailureClass},
     id::{DeploymentId, Seq},
     machine::{
         Outcome, State, Status, Step,
         tests::drive::{
-            Attempt, BEFORE, EARLIER, ID, Plan, PlannedAim, at, attempt, commit, failure, live, snapshots,
-            windows,
+            Attempt, BEFORE, EARLIER, ID, Plan, PlannedAim, at, attempt, commit, environment, failure, live,
+            snapshots, windows,
         },
     },
     name::{EnvironmentName, InstanceName},
@@ -212,4 +213,13 @@ pub(super) fn lives() -> Vec<(String, Live)> {
         live.instance.variables.clear();
     }
     vec![("live".to_owned(), live(BEFORE)), ("live-bare".to_owned(), bare)]
+}
+
+pub(super) fn environments() -> Vec<(String, Environment)> {
+    let bare = EnvironmentSpec::new("shop", "/srv/git/shop").instance(InstanceSpec::new("web"));
+    let bare = Environment::try_from(bare).unwrap();
+    vec![
+        ("environment".to_owned(), environment(SnapshotWhen::AfterStop)),
+        ("environment-bare".to_owned(), bare),
+    ]
 }

@@ -21,11 +21,12 @@ impl State {
             let newest_first = lane.history[..count].iter().rev();
             page(newest_first.filter_map(|id| self.records.get(id)), filter, limit)
         } else {
-            let all = match before {
-                None => self.records.range(..),
-                Some(id) => self.records.range(..id),
+            let count = match before.map(|id| self.records.get(&id)) {
+                None => self.accepted.len(),
+                Some(record) => record.map_or(0, |record| record.place),
             };
-            page(all.rev().map(|(_, record)| record), filter, limit)
+            let newest_first = self.accepted[..count].iter().rev();
+            page(newest_first.filter_map(|id| self.records.get(id)), filter, limit)
         }
     }
 }

@@ -58,7 +58,10 @@ impl State {
         });
         let mut log = Log::default();
         log.push(NewEvent::new(at, EventKind::Queued));
-        self.records.insert(id, Record { deployment: deployment.clone(), receipt: None, log });
+        let record =
+            Record { deployment: deployment.clone(), place: self.accepted.len(), receipt: None, log };
+        self.records.insert(id, record);
+        self.accepted.push(id);
         Enqueued::Accepted { deployment: Box::new(deployment), superseded }
     }
 

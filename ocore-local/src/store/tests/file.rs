@@ -7,14 +7,16 @@ use std::{
 
 use futures::future::BoxFuture;
 use ocore_core::{
+    deployment::Deployment,
     environment::Environment,
-    id::{DeploymentId, WorkerId},
+    id::{DeploymentId, Seq, WorkerId},
     name::PoolName,
     port::{
         Beat, Claimed, EnvironmentStore, Filter, HistoryStore, LogLimit, LogStore, QueueStore, SnapshotStore,
         StoreError, StoreErrorKind, Worker,
     },
-    request::{NewDeployment, Trigger},
+    request::{Goal, NewDeployment, RollbackMode, Trigger},
+    stored,
     testing::laws::store::lab::{self, name},
 };
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -221,6 +223,60 @@ async fn a_record_of_a_newer_version_is_left_alone() {
 }
 
 #[tokio::test]
+async fn settings_of_a_newer_version_are_said_to_be_newer() {
+    let file = InFile::new();
+    let store = file.open().await;
+    store.save_environment(&environment("a")).await.unwrap();
+    file.execute("UPDATE lanes SET settings = '{\"v\":99,\"is\":{}}'").await;
+    let error = store.environment(&name("a")).await.unwrap_err();
+    assert_eq!(error.kind(), StoreErrorKind::Broken);
+    assert!(
+        error.to_string().contains("settings cannot be read: written in form 99 by a newer ocore"),
+        "{error}"
+    );
+}
+
+/// A file as the first schema had it: settings without an envelope, nothing said of what a retry goes back to, and ids
+/// whose order is not that of acceptance.
+#[tokio::test]
+async fn a_file_of_the_first_schema_is_brought_up_to_date() {
+    let file = InFile::new();
+    let saved = environment("a");
+    let mut again = lab::new_deployment(1, &name("a"), Trigger::Retry { of: DeploymentId::from_u128(7) });
+    again.request.goal = Goal::Rollback { to: DeploymentId::from_u128(0xabc), mode: RollbackMode::CodeOnly };
+    let first = SqliteConnectOptions::new().filename(file.path()).create_if_missing(true);
+    let mut db = first.connect().await.unwrap();
+    sqlx::raw_sql(include_str!("../../../migrations/0001_begin.sql")).execute(&mut db).await.unwrap();
+    let lane = sqlx::query("INSERT INTO lanes (name, pool, settings, seq) VALUES ('a', 'default', ?1, 2)");
+    lane.bind(serde_json::to_string(&saved).unwrap()).execute(&mut db).await.unwrap();
+    for (seq, new) in [(1, new(2, "a")), (2, again)] {
+        let deployment = Deployment::accepted(new, Seq::new(seq), lab::at(0));
+        let insert = sqlx::query(
+            "INSERT INTO deployments (id, environment, seq, version, phase, status, trigger_kind, requested_at, record)
+             VALUES (?1, 'a', ?2, 1, 'waiting', 'Queued', ?3, 0, ?4)",
+        );
+        let insert =
+            insert.bind(deployment.id.as_u128().to_be_bytes().to_vec()).bind(i64::try_from(seq).unwrap());
+        let insert = insert.bind(deployment.request.trigger.kind()).bind(stored::encode(&deployment));
+        insert.execute(&mut db).await.unwrap();
+    }
+    drop(db);
+
+    let store = file.open().await;
+    assert_eq!(*store.environment(&name("a")).await.unwrap().unwrap().environment, saved);
+    let ids = async |filter: &Filter| {
+        let page = store.history(filter, None, 9).await.unwrap();
+        page.deployments.iter().map(|it| it.id.as_u128()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(&Filter::default()).await, [1, 2], "the newest comes first");
+    let mut filter = Filter::default();
+    filter.answers = Some(DeploymentId::from_u128(0xabc));
+    assert_eq!(ids(&filter).await, [1]);
+    store.enqueue(new(0, "a"), lab::at(0)).await.unwrap();
+    assert_eq!(ids(&Filter::default()).await, [0, 1, 2]);
+}
+
+#[tokio::test]
 async fn what_must_not_be_written_is_refused_by_the_file_itself() {
     let file = InFile::new();
     let store = file.open().await;
@@ -266,8 +322,15 @@ async fn claims_never_read_the_history() {
         include_str!("../snapshots.rs"),
     ];
     // What finds single deployments, and those that are not over.
-    let narrow =
-        ["(id=?)", "deployments_waiting", "deployments_active", "deployments_key", "deployments_answers"];
+    let narrow = [
+        "(id=?)",
+        "deployments_waiting",
+        "deployments_active",
+        "deployments_key",
+        "deployments_answers",
+        // The greatest number.
+        "COVERING INDEX deployments_number",
+    ];
     let mut seen = 0;
     for statement in sources.into_iter().flat_map(statements) {
         let explain = format!("EXPLAIN QUERY PLAN {statement}");

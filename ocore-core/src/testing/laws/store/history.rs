@@ -9,7 +9,7 @@ use crate::{
     id::DeploymentId,
     machine::Status,
     port::{Enqueued, Filter, Finish},
-    request::Trigger,
+    request::{Goal, RollbackMode, Trigger},
 };
 
 async fn history<F: Fixture>(lab: &Lab<F>, filter: &Filter, limit: usize) -> Vec<Vec<DeploymentId>> {
@@ -26,7 +26,7 @@ async fn history<F: Fixture>(lab: &Lab<F>, filter: &Filter, limit: usize) -> Vec
     }
 }
 
-/// Newest first: by the place in the lane within an environment, else by id. Each page begins where the one before
+/// Newest first: by the place in the lane within an environment, else by the order of acceptance. Each page begins where the one before
 /// it ended, and the last one says that it is.
 pub async fn the_history_is_newest_first_and_paged(fixture: impl Fixture) {
     let (lab, lane) = Lab::with_lane(fixture).await;
@@ -43,11 +43,13 @@ pub async fn the_history_is_newest_first_and_paged(fixture: impl Fixture) {
     assert_eq!(history(&lab, &of_lane, 2).await, [ids(&[10, 30]), ids(&[50])]);
     assert_eq!(history(&lab, &of_lane, 3).await, [ids(&[10, 30, 50])], "a full page can be the last");
     let all = Filter::default();
-    assert_eq!(history(&lab, &all, 2).await, [ids(&[50, 40]), ids(&[30, 20]), ids(&[10])]);
+    assert_eq!(history(&lab, &all, 2).await, [ids(&[10, 20]), ids(&[30, 40]), ids(&[50])]);
     let nowhere = Filter::environment(name("nowhere"));
     assert_eq!(history(&lab, &nowhere, 2).await, [ids(&[])]);
-    let page = lab.store.history(&of_lane, Some(id(99)), 2).await.expect("the history can be read");
-    assert_eq!(page.deployments, Vec::new(), "after what is not there comes nothing");
+    for filter in [of_lane, all] {
+        let page = lab.store.history(&filter, Some(id(99)), 2).await.expect("the history can be read");
+        assert_eq!(page.deployments, Vec::new(), "after what is not there comes nothing");
+    }
 }
 
 /// Each part of a filter, alone and together with others, selects what [`Filter::matches`] says.
@@ -57,7 +59,7 @@ pub async fn the_history_is_filtered(fixture: impl Fixture) {
     let worker = lab.worker().await;
     let first = lab.manual(&lane).await;
     lab.make_live(&worker).await;
-    lab.enqueue(&lane, Trigger::Rollback { to: first }).await;
+    let rollback = lab.enqueue(&lane, Trigger::Rollback { to: first }).await;
     let mut claim = lab.claim(&worker, &[]).await;
     lab.go_on(&worker, &mut claim).await;
     let mut commit = succeed(&worker, &claim, &live(&claim.environment, claim.deployment.id));
@@ -73,16 +75,20 @@ pub async fn the_history_is_filtered(fixture: impl Fixture) {
     lab.store.enqueue(late, at(100)).await.expect("an enqueue is answered");
     let later = lab.new_deployment(&lane, Trigger::Push);
     lab.store.enqueue(later, at(200)).await.expect("an enqueue is answered");
+    let mut again = lab.new_deployment(&lane, Trigger::Retry { of: rollback });
+    again.request.goal = Goal::Rollback { to: first, mode: RollbackMode::CodeAndData };
+    lab.try_enqueue(again).await;
     for claim in claim_all(&lab, &worker).await {
         lab.write(&go_on(&worker, &claim)).await;
     }
     let mut all = lab.store.history(&Filter::default(), None, 100).await.expect("it can be read").deployments;
-    assert_eq!(all.len(), 7);
+    assert_eq!(all.len(), 8);
+    let accepted: Vec<DeploymentId> = all.iter().map(|it| it.id).collect();
     for filter in filters(first) {
         if filter.environment.is_some() {
             all.sort_by_key(|deployment| std::cmp::Reverse(deployment.kept_by_store.seq));
         } else {
-            all.sort_by_key(|deployment| std::cmp::Reverse(deployment.id));
+            all.sort_by_key(|deployment| accepted.iter().position(|id| *id == deployment.id));
         }
         let expected = all.iter().filter(|it| filter.matches(it)).map(|it| it.id);
         let expected: Vec<DeploymentId> = expected.collect();

@@ -12,7 +12,7 @@ use crate::{
     name::EnvironmentName,
     port::{Finish, SnapshotRecord, SnapshotState, Worker},
     release::Window,
-    request::Trigger,
+    request::{Goal, RollbackMode, Trigger},
 };
 
 /// Lets the lane's next deployment record these snapshots and end.
@@ -86,8 +86,8 @@ pub async fn the_snapshot_of_an_unfinished_deployment_is_not_retired(fixture: im
     assert_eq!(retire(&lab, &lane, &["new"]).await, ["new"]);
 }
 
-/// Nothing is retired while the environment needs a person, or while a rollback or a recovery waits or is under
-/// way.
+/// Nothing is retired while the environment needs a person, or while a rollback, another try of one, or a recovery
+/// waits or is under way.
 pub async fn no_snapshot_is_retired_while_one_may_be_needed(fixture: impl Fixture) {
     let (lab, lane) = Lab::with_lane(fixture).await;
     let worker = lab.worker().await;
@@ -106,6 +106,13 @@ pub async fn no_snapshot_is_retired_while_one_may_be_needed(fixture: impl Fixtur
     let claim = lab.claim(&worker, &[]).await;
     refused("a recovery is under way").await;
     lab.write(&fail(&worker, &claim, Finish { attention: Some(false), ..Finish::default() })).await;
+    let mut again = lab.new_deployment(&lane, Trigger::Retry { of: stranded });
+    again.request.goal = Goal::Rollback { to: first, mode: RollbackMode::CodeAndData };
+    lab.try_enqueue(again).await;
+    refused("another try of a rollback waits").await;
+    let claim = lab.claim(&worker, &[]).await;
+    refused("another try of a rollback is under way").await;
+    lab.finish(&worker, &claim).await;
     lab.manual(&lane).await;
     assert_eq!(retire(&lab, &lane, &["a"]).await, ["a"], "an ordinary deployment needs no old snapshot");
 }

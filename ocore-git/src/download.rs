@@ -12,7 +12,7 @@ use git2::{
 };
 use ocore_core::{
     event::{Progress, Unit},
-    port::{Context, Error, Result},
+    port::{Context, Error, ErrorKind, Result},
 };
 
 use crate::{
@@ -47,16 +47,19 @@ impl Download {
         let calls = Calls { download: self, stop, asked: Cell::new(false), reason: RefCell::new(None) };
         let result = self.fetch(repository, &calls);
         stop.check()?;
+        let asked = calls.asked.get();
         match (result, calls.reason.into_inner()) {
             (Ok(()), _) => Ok(()),
             (Err(_), Some(reason)) => Err(reason.into()),
             (Err(error), None) => {
                 // The gate knows better than libgit2 why a connection ended.
-                let verdict = || self.entrance.as_ref().and_then(Entrance::verdict);
-                match is_of_connection(&error).then(verdict).flatten() {
-                    Some(verdict) => Err(verdict.into()),
-                    None => Err(of_fetch(error, &self.location)),
-                }
+                let of_connection = is_of_connection(&error);
+                let fault = of_fetch(error, &self.location, asked);
+                let verdict = self.entrance.as_ref().filter(|_| of_connection).and_then(Entrance::verdict);
+                Err(match verdict {
+                    Some(verdict) if fault.error.kind() == ErrorKind::Transient => verdict.into(),
+                    _ => fault,
+                })
             }
         }
     }

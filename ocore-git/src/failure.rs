@@ -64,16 +64,16 @@ pub(crate) fn check_local(path: &Path) -> Result<()> {
     })
 }
 
-/// Classifies an error of a fetch.
-pub(crate) fn of_fetch(error: git2::Error, location: &Location) -> Fault {
-    let doing = format!("fetch {location}");
+/// Classifies an error of a fetch. `asked` is whether credentials were shown to the host.
+pub(crate) fn of_fetch(error: git2::Error, location: &Location, asked: bool) -> Fault {
+    let (error, doing) = (on_one_line(error), format!("fetch {location}"));
     if is_disk_full(error.message()) {
         return full_disk(error, &doing).into();
     }
     if error.code() == ErrorCode::Certificate {
         return permanent(error, format!("{doing}: the host's certificate is not valid")).into();
     }
-    if error.code() == ErrorCode::Auth {
+    if error.code() == ErrorCode::Auth && asked {
         return permanent(error, format!("{doing}: not authorised")).into();
     }
     match error.class() {
@@ -93,6 +93,13 @@ pub(crate) fn of_fetch(error: git2::Error, location: &Location) -> Fault {
     }
 }
 
+/// The error without what a host may put into it: line ends, other control characters, and more than anybody reads.
+fn on_one_line(error: git2::Error) -> git2::Error {
+    let words = error.message().split(|c: char| c.is_control() || c.is_whitespace());
+    let line = words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    git2::Error::new(error.code(), error.class(), line.chars().take(500).collect::<String>())
+}
+
 /// Whether the error may be of the connection to the gate, and not of this side.
 pub(crate) fn is_of_connection(error: &git2::Error) -> bool {
     match error.class() {
@@ -105,14 +112,22 @@ pub(crate) fn is_of_connection(error: &git2::Error) -> bool {
 fn of_connection(error: git2::Error, doing: &str) -> Error {
     let message = error.message().to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| message.contains(word));
-    if says(&["not found", "does not exist", "not appear to be a git repository"]) {
-        return permanent(error, format!("{doing}: no such repository, or no right to see it"));
-    }
-    if says(&["access denied", "permission denied", "authentication failed"]) {
-        return permanent(error, format!("{doing}: not authorised"));
-    }
     if says(&["extract public key", "private key", "passphrase", "unable to open key"]) {
         return permanent(error, format!("{doing}: the private key cannot be used"));
+    }
+    let missing = [
+        "not found",
+        "could not be found",
+        "does not exist",
+        "cannot find repository",
+        "no such repository",
+        "not appear to be a git repository",
+    ];
+    if says(&missing) {
+        return permanent(error, format!("{doing}: no such repository, or no right to see it"));
+    }
+    if says(&["access denied", "permission denied", "denied to", "authentication failed"]) {
+        return permanent(error, format!("{doing}: not authorised"));
     }
     transient(error, format!("{doing}: the connection failed"))
 }
@@ -145,7 +160,7 @@ mod tests {
 
     fn check(class: ErrorClass, code: ErrorCode, message: &str, kind: ErrorKind, expected: &str) {
         let location = Location::Local("/srv/nowhere".into());
-        let fault = of_fetch(git2::Error::new(code, class, message), &location);
+        let fault = of_fetch(git2::Error::new(code, class, message), &location, true);
         assert_eq!(fault.error.kind(), kind, "{}", fault.error);
         assert!(fault.error.to_string().contains(expected), "{}", fault.error);
     }
@@ -167,6 +182,14 @@ mod tests {
         check(ErrorClass::Ssl, ErrorCode::Certificate, "invalid", Permanent, "certificate is not valid");
         let full = "failed to write: No space left on device";
         check(ErrorClass::Os, generic, full, Transient, "the disk is full; free space");
+    }
+
+    #[test]
+    fn a_hosts_words_stay_on_one_line() {
+        let text = format!("remote:\r\n\x1b[31mno\n\n  such\u{85}thing {}", "x".repeat(9000));
+        let error = on_one_line(git2::Error::new(ErrorCode::GenericError, ErrorClass::Ssh, text));
+        assert!(error.message().starts_with("remote: [31mno such thing xxx"), "{error}");
+        assert_eq!(error.message().len(), 500);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The Source over real repositories and a real host on loopback.
+//! The Source over real repositories and real hosts on loopback.
 
 #![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
@@ -6,4 +6,5 @@ mod hostile;
 mod laws;
 mod mirror;
 mod remote;
+mod ssh;
 mod support;

@@ -7,9 +7,9 @@ use std::{
 };
 
 use crate::support::{
-    Bench, Entry, commit,
+    Behind, Bench, Entry, at_rest, commit, files_below,
     host::{Host, Manner, REDIRECT_WITHOUT_QUERY, TOKEN, USER, project},
-    read_directory,
+    noise, read_directory,
 };
 use git2::Repository;
 use ocore_core::{
@@ -53,51 +53,12 @@ fn with_token(bench: &Bench) {
     bench.source.set_credentials(bench.environment().name(), Some(token()));
 }
 
-/// So many bytes that cannot be compressed.
-fn noise(bytes: usize) -> Vec<u8> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()[0]
-    };
-    (0..bytes).map(|_| next()).collect()
-}
-
-struct OverHttp(Bench, #[expect(dead_code, reason = "it answers while it lives")] Host);
-
-#[async_trait::async_trait]
-impl ocore_core::testing::laws::source::SourceFixture for OverHttp {
-    fn source(&self) -> &dyn Source {
-        self.0.source()
-    }
-    fn environment(&self) -> std::sync::Arc<ocore_core::environment::Environment> {
-        self.0.environment()
-    }
-    async fn commit(&self, branch: &str, message: &str, files: &[(&str, &str)]) -> String {
-        self.0.commit(branch, message, files).await
-    }
-    async fn force(&self, branch: &str, sha: &str) {
-        self.0.force(branch, sha).await;
-    }
-    async fn tag(&self, name: &str, sha: &str) {
-        self.0.tag(name, sha).await;
-    }
-    async fn files(
-        &self,
-        checkout: &ocore_core::port::Checkout,
-    ) -> Option<std::collections::BTreeMap<String, String>> {
-        self.0.files(checkout).await
-    }
-}
-
 mod laws_over_http {
     use super::*;
 
     source_laws!({
         let (bench, host) = over_http(plain());
-        OverHttp(bench, host)
+        Behind(bench, host)
     });
 }
 
@@ -126,16 +87,11 @@ async fn a_token_opens_a_repository_over_tls_and_is_hidden() {
     assert!(bench.sink.hidden.lock().unwrap().contains(&TOKEN.to_owned()));
     let seen = format!("{:?} {:?}", bench.sink.lines.lock().unwrap(), bench.source);
     assert!(!seen.contains(TOKEN), "{seen}");
-    for path in walk(&bench.root) {
+    for path in files_below(&bench.root) {
         let content = std::fs::read(&path).unwrap_or_default();
         let found = content.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes());
         assert!(!found, "the token is in {}", path.display());
     }
-}
-
-fn walk(root: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -418,25 +374,6 @@ async fn sent(host: &Host, bytes: u64) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while host.seen.sent_bytes.load(Ordering::Relaxed) < bytes {
         assert!(Instant::now() < deadline, "the host has not sent {bytes} bytes");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Whether nobody holds a lock of a mirror, and nothing unfinished is left: the threads have ended.
-async fn at_rest(bench: &Bench) {
-    let deadline = Instant::now() + Duration::from_secs(1);
-    loop {
-        let mirrors = bench.root.join("mirrors");
-        let mut locks = crate::support::names(&mirrors).into_iter().filter(|name| name.ends_with(".lock"));
-        let free = |name: String| {
-            let file = std::fs::File::open(mirrors.join(name)).unwrap();
-            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
-        };
-        let unfinished = bench.checkouts().iter().any(|name| name.starts_with('.'));
-        if locks.all(free) && !unfinished {
-            return;
-        }
-        assert!(Instant::now() < deadline, "a thread goes on for a second");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

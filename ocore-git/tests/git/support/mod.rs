@@ -1,6 +1,7 @@
-//! Repositories in temporary directories, contexts, and a git host on loopback.
+//! Repositories in temporary directories, contexts, and git hosts on loopback.
 
 pub(crate) mod host;
+pub(crate) mod ssh;
 
 use std::{
     collections::BTreeMap,
@@ -8,6 +9,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -235,5 +237,72 @@ impl SourceFixture for Bench {
 
     async fn files(&self, checkout: &Checkout) -> Option<BTreeMap<String, String>> {
         read_directory(&checkout.path)
+    }
+}
+
+/// A bench whose repository is behind a host, which answers while it lives.
+pub(crate) struct Behind<H>(pub(crate) Bench, pub(crate) H);
+
+#[async_trait]
+impl<H: Send + Sync + 'static> SourceFixture for Behind<H> {
+    fn source(&self) -> &dyn Source {
+        self.0.source()
+    }
+
+    fn environment(&self) -> Arc<Environment> {
+        self.0.environment()
+    }
+
+    async fn commit(&self, branch: &str, message: &str, files: &[(&str, &str)]) -> String {
+        self.0.commit(branch, message, files).await
+    }
+
+    async fn force(&self, branch: &str, sha: &str) {
+        self.0.force(branch, sha).await;
+    }
+
+    async fn tag(&self, name: &str, sha: &str) {
+        self.0.tag(name, sha).await;
+    }
+
+    async fn files(&self, checkout: &Checkout) -> Option<BTreeMap<String, String>> {
+        self.0.files(checkout).await
+    }
+}
+
+/// So many bytes that cannot be compressed.
+pub(crate) fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[0]
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// Every file below a directory.
+pub(crate) fn files_below(root: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
+}
+
+/// Whether nobody holds a lock of a mirror, and nothing unfinished is left: the threads have ended.
+pub(crate) async fn at_rest(bench: &Bench) {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        let mirrors = bench.root.join("mirrors");
+        let mut locks = names(&mirrors).into_iter().filter(|name| name.ends_with(".lock"));
+        let free = |name: String| {
+            let file = fs::File::open(mirrors.join(name)).unwrap();
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok()
+        };
+        let unfinished = bench.checkouts().iter().any(|name| name.starts_with('.'));
+        if locks.all(free) && !unfinished {
+            return;
+        }
+        assert!(Instant::now() < deadline, "a thread goes on for a second");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -3,8 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crate::Result;
@@ -29,20 +28,6 @@ pub fn get(port: u16, path: &str) -> Result<String> {
         Ok(body)
     } else {
         Err(format!("GET {path} on port {port}: status {status}: {body}").into())
-    }
-}
-
-/// The same, from an application that has been started again and may need a moment to listen.
-///
-/// # Errors
-/// Nothing answers within five seconds, or with a status other than 200.
-pub fn get_soon(port: u16, path: &str) -> Result<String> {
-    let deadline = Instant::now() + TIMEOUT;
-    loop {
-        match get(port, path) {
-            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-            answer => return answer,
-        }
     }
 }
 

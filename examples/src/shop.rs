@@ -90,7 +90,7 @@ impl<'a> Shop<'a> {
         rows: &[&str],
     ) -> Result<()> {
         let served: (String, Value) =
-            (http::get_soon(self.port, "/version")?, http::get(self.port, "/rows")?.parse()?);
+            (http::get(self.port, "/version")?, http::get(self.port, "/rows")?.parse()?);
         let wanted = (version.to_owned(), format!("[{}]", rows.join(",")).parse()?);
         if deployment.status() != status || served != wanted {
             let found = deployment.status();

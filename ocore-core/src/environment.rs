@@ -66,6 +66,11 @@ impl Environment {
         &self.policy
     }
 
+    /// The same environment under other rules.
+    pub(crate) fn under(&self, policy: &Policy) -> Self {
+        Self { policy: policy.clone(), ..self.clone() }
+    }
+
     /// What it uses alone: no other environment of the store may name any of these.
     #[must_use]
     pub fn resources(&self) -> BTreeSet<String> {

@@ -13,7 +13,8 @@ pub struct HealthPolicy {
     pub path: String,
     /// The `Host` header to send, where the application selects by it.
     pub host: Option<String>,
-    /// One deadline for everything: from the start of the step to the verdict.
+    /// One deadline for everything: from the start of the step to the verdict on all instances. It begins anew when
+    /// another worker takes the step over.
     pub deadline: Duration,
     /// The wait after the first failed check; doubles with each further one.
     pub interval_min: Duration,

@@ -126,7 +126,7 @@ impl Kind {
             Self::UpdatesThenUnhealthy => good.updates().unhealthy(),
             Self::Exits => good.exits_after(1),
             Self::Unbuildable => good.unbuildable(),
-            Self::Slow => good.updates().healthy_after(3).takes(Duration::from_secs(4)),
+            Self::Slow => good.updates().healthy_after(3).takes(Duration::from_secs(4)).stumbles(),
         }
     }
 }

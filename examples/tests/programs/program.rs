@@ -121,7 +121,7 @@ impl Site {
     }
 
     pub(crate) fn version(&self) -> String {
-        http::get_soon(self.port, "/version").unwrap_or_else(|error| error.to_string())
+        http::get(self.port, "/version").unwrap_or_else(|error| error.to_string())
     }
 
     /// Ids and statuses of the history, oldest first.

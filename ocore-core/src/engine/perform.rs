@@ -6,7 +6,11 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, join_all},
+    stream,
+};
 
 use super::call::Caller;
 use crate::{
@@ -328,32 +332,64 @@ impl Perform for Probe {
         if planted!(RunningBeforeObserved) {
             return Report::Done(());
         }
-        let probed = job.environment.instances().iter().filter_map(|instance| {
-            let started = self.started().get(&instance.name)?;
-            Some(part(&instance.name, healthy(caller, job, instance, started)))
-        });
-        let (healthy, failures) = caller.each(job, probed.collect()).await;
-        if planted!(OneHealthyIsEnough) && !healthy.is_empty() {
+        let instances = job.environment.instances().iter();
+        let started: Vec<_> = instances.filter_map(|it| Some((it, self.started().get(&it.name)?))).collect();
+        let sick = sick(caller, job, &started).await;
+        if planted!(OneHealthyIsEnough) && sick.len() < started.len() {
             return Report::Done(());
         }
-        if !failures.is_empty() {
-            return all_or_nothing(failures);
-        }
-        // The first to be healthy may have gone while the last was waited for: what Running claims is looked at once
-        // more, all at one time.
-        let looked = job.environment.instances().iter().filter_map(|instance| {
-            let started = self.started().get(&instance.name)?;
-            Some(part(&instance.name, still_up(caller, job, instance, started)))
-        });
-        all_or_nothing(caller.each(job, looked.collect()).await.1)
+        all_or_nothing(sick.into_iter().map(|(name, sick)| sick.failure().of(&name)).collect())
     }
 }
 
+/// Why an instance is not healthy.
+enum Sick {
+    /// It has ended.
+    Ended(Failure),
+    /// It runs, but does not answer as it should.
+    NotHealthy(Failure),
+}
+
+impl Sick {
+    fn failure(self) -> Failure {
+        let (Self::Ended(failure) | Self::NotHealthy(failure)) = self;
+        failure
+    }
+}
+
+/// Waits until all of these are healthy, and returns those that are not. One deadline for everything: all are watched
+/// at the same time, however many they are.
+async fn sick(caller: &Caller, job: &Job, started: &[(&Instance, &Started)]) -> BTreeMap<InstanceName, Sick> {
+    let began = caller.shared.executor.now();
+    let watched = started.iter().map(async |(instance, started)| {
+        (instance.name.clone(), healthy(caller, job, instance, started, began).await.err())
+    });
+    let sick = found(join_all(watched).await);
+    if !sick.is_empty() {
+        return sick;
+    }
+    // The first to be healthy may have gone while the last was waited for: what is claimed is looked at once more, all
+    // at one time.
+    let looked = started.iter().map(async |(instance, started)| {
+        (instance.name.clone(), still_up(caller, job, instance, started).await.err())
+    });
+    found(join_all(looked).await)
+}
+
+fn found(looked: Vec<(InstanceName, Option<Sick>)>) -> BTreeMap<InstanceName, Sick> {
+    looked.into_iter().filter_map(|(name, sick)| Some((name, sick?))).collect()
+}
+
 /// Checks one instance until the verdict. A verdict against it is permanent: another attempt is another deployment.
-async fn healthy(caller: &Caller, job: &Job, instance: &Instance, started: &Started) -> Result<(), Failure> {
+async fn healthy(
+    caller: &Caller,
+    job: &Job,
+    instance: &Instance,
+    started: &Started,
+    began: Duration,
+) -> Result<(), Sick> {
     let policy = &Caller::policy(job).health;
     let executor = &caller.shared.executor;
-    let began = executor.now();
     let mut watch = HealthWatch::default();
     let mut answer = Vec::new();
     loop {
@@ -368,7 +404,9 @@ async fn healthy(caller: &Caller, job: &Job, instance: &Instance, started: &Star
                 answer = std::iter::once(reason).chain(body).collect();
                 false
             }
-            Err(failure) if failure.class == FailureClass::Permanent => return Err(failure),
+            Err(failure) if failure.class == FailureClass::Permanent => {
+                return Err(Sick::NotHealthy(failure));
+            }
             // A check that the deadline has cut short says less than the answer before it.
             Err(_) if timeout < policy.check_timeout && !answer.is_empty() => false,
             Err(failure) => {
@@ -384,23 +422,24 @@ async fn healthy(caller: &Caller, job: &Job, instance: &Instance, started: &Star
                 let last =
                     answer.first().map_or(String::new(), |reason| format!("; the last answer: {reason}"));
                 let detail = [answer, tail(caller, job, instance, started).await].concat();
-                return Err(caller.fail(FailureClass::Permanent, message + &last, detail));
+                let failure = caller.fail(FailureClass::Permanent, message + &last, detail);
+                return Err(Sick::NotHealthy(failure));
             }
         }
     }
 }
 
 /// An instance that has ended will not become healthy. One that cannot be looked at may.
-async fn still_up(caller: &Caller, job: &Job, instance: &Instance, started: &Started) -> Result<(), Failure> {
+async fn still_up(caller: &Caller, job: &Job, instance: &Instance, started: &Started) -> Result<(), Sick> {
     let context = caller.context(job).for_instance(&instance.name);
     let timeout = Caller::policy(job).health.check_timeout;
     let inspect = caller.shared.runtime.inspect(&context, instance, started);
     match caller.answer(&context, timeout, inspect).await {
-        Ok(Observation::Down { reason, log_tail }) => Err(caller.fail(
+        Ok(Observation::Down { reason, log_tail }) => Err(Sick::Ended(caller.fail(
             FailureClass::Permanent,
             format!("it ended while it was probed: {reason}"),
             log_tail,
-        )),
+        ))),
         Ok(Observation::Up) | Err(_) => Ok(()),
     }
 }
@@ -433,18 +472,37 @@ impl Perform for Withdraw {
 }
 
 impl Perform for Revive {
+    /// Revives all instances, those too that an earlier attempt revived: what runs goes on. Then it waits until they
+    /// are healthy. One that has ended is revived again by the next attempt; one that runs but does not become healthy
+    /// is what there was before, and no reason to leave the environment to a person.
     async fn perform(&self, caller: &Caller) -> Report<Self::Evidence, Self::Kept> {
         let (job, previous) = (self.job(), self.previous());
         let deadline = Caller::policy(job).deadlines.start;
-        let missing = previous.instances.iter().filter(|(name, _)| !self.revived().contains_key(*name));
-        let work = missing.map(|(name, live): (_, &LiveInstance)| {
+        let work = previous.instances.iter().map(|(name, live): (_, &LiveInstance)| {
             part(name, async move {
                 let context = caller.context(job).for_instance(name);
                 let revive = caller.shared.runtime.revive(&context, live, &previous.release);
                 caller.answer(&context, deadline, revive).await
             })
         });
-        let (revived, failures) = caller.each(job, work.collect()).await;
+        let (mut revived, mut failures) = caller.each(job, work.collect()).await;
+        if failures.is_empty() && !planted!(RevivedUnseen) {
+            let instances = previous.instances.iter();
+            let started: Vec<_> =
+                instances.filter_map(|(name, live)| Some((&live.instance, revived.get(name)?))).collect();
+            for (name, sick) in sick(caller, job, &started).await {
+                match sick {
+                    Sick::Ended(failure) => {
+                        revived.remove(&name);
+                        failures.push(Failure { class: FailureClass::Transient, ..failure }.of(&name));
+                    }
+                    Sick::NotHealthy(failure) => {
+                        let context = caller.context(job).for_instance(&name);
+                        context.log(format!("what served before runs again, but: {}", failure.message));
+                    }
+                }
+            }
+        }
         report(revived, failures, |revived| revived)
     }
 }

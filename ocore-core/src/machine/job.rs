@@ -21,7 +21,7 @@ use crate::{
 pub struct Job {
     /// The deployment that names everything that is made. For a recovery this is the stranded deployment.
     pub id: DeploymentId,
-    /// The environment as it was when the deployment started.
+    /// The environment as it was when the deployment started; an undo that is resumed goes by the rules of that moment.
     pub environment: Arc<Environment>,
     /// What is to become live.
     pub aim: Aim,
@@ -52,13 +52,15 @@ pub(crate) fn begin(
     environment: Arc<Environment>,
     previous: Option<Arc<Live>>,
 ) -> State {
-    let job = |aim| Job { id, environment, aim, previous };
     match goal {
-        Goal::Deploy(revision) => Fetch::new(job(Aim::Deploy), revision.clone()).into(),
-        Goal::Rollback { to, mode } => {
-            Locate::new(job(Aim::Rollback { to: *to, load: None }), *mode == RollbackMode::CodeAndData).into()
+        Goal::Deploy(revision) => {
+            Fetch::new(Job { id, environment, aim: Aim::Deploy, previous }, revision.clone()).into()
         }
-        Goal::Recover(undo) => undo.as_ref().clone().resume(),
+        Goal::Rollback { to, mode } => {
+            let aim = Aim::Rollback { to: *to, load: None };
+            Locate::new(Job { id, environment, aim, previous }, *mode == RollbackMode::CodeAndData).into()
+        }
+        Goal::Recover(undo) => undo.as_ref().clone().under(environment.policy()).resume(),
     }
 }
 

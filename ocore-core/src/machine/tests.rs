@@ -3,11 +3,12 @@
 pub(crate) mod drive;
 mod world;
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use self::drive::{Attempt, ID, Plan, PlannedAim, attempt};
 use super::{Outcome, State, Status, Step, begin};
 use crate::{
+    environment::{Environment, EnvironmentSpec, InstanceSpec},
     failure::{Cause, FailureClass},
     request::{Goal, RollbackMode},
 };
@@ -341,6 +342,24 @@ fn a_resumed_undo_has_all_its_attempts_again() {
     let script: Vec<_> = failures(Step::Restore).take(11).collect();
     let (path, _) = path_from(recovery, Plan::DEPLOY, &script);
     assert!(path.ends_with("revive RolledBack Previous"), "{path}");
+}
+
+#[test]
+fn a_resumed_undo_goes_by_the_rules_of_the_moment() {
+    let script = [(Step::Probe, Attempt::PERMANENT), (Step::Restore, Attempt::PERMANENT)];
+    let (_, end) = path_from(Plan::DEPLOY.begin(), Plan::DEPLOY, &script);
+    let Some(Outcome::Stranded { undo, .. }) = end.outcome().cloned() else {
+        panic!("not stranded: {end:?}")
+    };
+    let mut policy = undo.job().environment.policy().clone();
+    policy.deadlines.restore *= 2;
+    let one =
+        EnvironmentSpec::new("shop", "https://git.example.org/shop.git").instance(InstanceSpec::new("other"));
+    let now = Environment::try_from(one).unwrap().under(&policy);
+    let recovery = begin(ID, &Goal::Recover(undo.clone()), Arc::new(now), None);
+    let environment = &recovery.job().unwrap().environment;
+    assert_eq!(environment.policy(), &policy);
+    assert_eq!(environment.instances(), undo.job().environment.instances());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Cutover, Fold, Job, Outcome, State, Step};
 use crate::{
+    environment::Policy,
     failure::Cause,
     name::InstanceName,
     release::{Live, LiveInstance, Snapshot, Started},
@@ -60,7 +61,8 @@ impl Undo {
         match self {
             Self::Withdraw(state) => Withdraw { tally: Tally::default(), ..state }.into(),
             Self::Restore(state) => Restore { tally: Tally::default(), ..state }.into(),
-            Self::Revive(state) => Revive { tally: Tally::default(), ..state }.into(),
+            // What was revived may have gone since then.
+            Self::Revive(state) => Revive::new(state.job, state.previous, state.cause).into(),
         }
     }
 
@@ -72,6 +74,18 @@ impl Undo {
             Self::Restore(state) => &state.cutover.job,
             Self::Revive(state) => &state.job,
         }
+    }
+
+    /// The same undo under other rules, as a deadline that was too short may be why it was given up. The instances
+    /// are those that it has to put back.
+    pub(super) fn under(mut self, policy: &Policy) -> Self {
+        let job = match &mut self {
+            Self::Withdraw(state) => &mut state.cutover.job,
+            Self::Restore(state) => &mut state.cutover.job,
+            Self::Revive(state) => &mut state.job,
+        };
+        job.environment = Arc::new(job.environment.under(policy));
+        self
     }
 }
 
@@ -271,7 +285,7 @@ impl Revive {
         &self.previous
     }
 
-    /// The instances that earlier attempts revived.
+    /// The instances that the last attempt revived. The next one revives all of them again: one that runs goes on.
     #[must_use]
     pub const fn revived(&self) -> &BTreeMap<InstanceName, Started> {
         &self.revived
@@ -301,17 +315,16 @@ impl Fold for Revive {
     fn lost_max(&self) -> u32 {
         self.job.environment.policy().undo_retry.attempts_max
     }
-    fn succeed(mut self, revived: Self::Evidence) -> State {
-        self.revived.extend(revived);
+    fn succeed(self, revived: Self::Evidence) -> State {
         let instances = self.previous.instances.iter().map(|(name, live)| {
-            let started = self.revived.get(name).unwrap_or(&live.started).clone();
+            let started = revived.get(name).unwrap_or(&live.started).clone();
             (name.clone(), LiveInstance { instance: live.instance.clone(), started })
         });
         let live = Live { instances: instances.collect(), ..self.previous.as_ref().clone() };
         State::finished(Outcome::Undone { cause: self.cause, live: Some(live) })
     }
     fn keep(&mut self, revived: Self::Kept) {
-        self.revived.extend(revived);
+        self.revived = revived;
     }
     fn again(self, _dirty: bool) -> State {
         self.into()

@@ -65,6 +65,8 @@ mutants! {
     LostClaimIgnored,
     /// A deployment whose undo was given up does not mark its environment.
     StrandedNotMarked,
+    /// What was revived is not looked at.
+    RevivedUnseen,
     /// What was revived is not recorded as live.
     LiveNotUpdatedAfterRevive,
     /// A fenced commit is taken for a good one.

@@ -2,6 +2,7 @@ use std::{sync::Arc, time::Duration};
 
 use ocore_core::{
     engine::EngineError,
+    environment::InstanceSpec,
     event::EventKind,
     executor::TokioExecutor,
     failure::FailureClass,
@@ -245,4 +246,15 @@ async fn a_store_that_hangs_does_not_hang_who_asks() {
         let error = answer.unwrap_or_else(|_| panic!("{method} hangs")).unwrap_err();
         assert!(matches!(error, EngineError::Store(_)), "{method}: {error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_health_deadline_is_one_for_all_instances() {
+    let spec =
+        (1..5).fold(shop(), |spec, n| spec.instance(InstanceSpec::new(format!("web{n}")).port(8069 + n)));
+    let mut stage = Stage::with(spec.policy(|policy| policy.parallel_instances = 1), |builder| builder).await;
+    stage.work();
+    let failed = stage.deploy("first", Behaviour::good().unhealthy()).await;
+    assert_eq!(failed.step(), None);
+    assert!(failed.timings.deployment < Duration::from_secs(22), "{:?}", failed.timings);
 }

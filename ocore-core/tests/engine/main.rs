@@ -3,6 +3,8 @@
 
 mod cancel;
 mod deploy;
+mod recovery;
 mod rollback;
+mod runtime;
 mod stage;
 mod workers;

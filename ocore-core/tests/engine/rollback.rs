@@ -1,10 +1,9 @@
 use std::collections::BTreeSet;
 
 use ocore_core::{
-    engine::{EngineError, Loss, Resolution, RollbackRequest},
+    engine::{EngineError, Loss, RollbackRequest},
     environment::InstanceSpec,
-    machine::{Serving, Status},
-    queue::WaitReason,
+    machine::Status,
     testing::fakes::Behaviour,
 };
 
@@ -94,36 +93,6 @@ async fn an_instance_that_was_added_later_has_no_data_to_go_back_to() {
     assert_eq!(late.status(), Status::Failed);
     assert!(late.failure().unwrap().message.contains("instance admin was added later"));
     assert_eq!(stage.running().len(), 1, "what served goes on");
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_undo_that_is_hopeless_waits_for_a_person() {
-    let spec = shop().policy(|policy| policy.undo_retry = ocore_core::retry::RetryPolicy::ONCE);
-    let mut stage = Stage::with(spec, |builder| builder).await;
-    let first = stage.ask("first", Behaviour::good()).await;
-    stage.work();
-    stage.end(first).await;
-    let id = stage.ask("second", Behaviour::good().updates().unhealthy()).await;
-    stage.begun(id, ocore_core::machine::Step::Probe).await;
-    let snapshot = stage.engine.deployment(id).await.unwrap().snapshots.into_values().next().unwrap();
-    stage.world.corrupt_snapshot(&snapshot.reference);
-    let stranded = stage.end(id).await;
-    assert_eq!((stranded.status(), stranded.serving()), (Status::Failed, Some(Serving::Down)));
-    assert_eq!(stage.engine.environment("shop").await.unwrap().attention, Some(id));
-
-    let next = stage.ask("third", Behaviour::good()).await;
-    let waiting = stage.engine.waiting(next).await.unwrap().unwrap();
-    assert_eq!(waiting.reason, WaitReason::Attention { stranded: id });
-
-    let resumed = stage.engine.resolve("shop", Resolution::Resume, "bob").await.unwrap().unwrap();
-    let resumed = stage.end(resumed.id).await;
-    assert_eq!((resumed.status(), resumed.answers()), (Status::Failed, Some(id)), "it is still corrupt");
-    assert_eq!(stage.engine.deployment(next).await.unwrap().status(), Status::Queued);
-
-    assert_eq!(stage.engine.resolve("shop", Resolution::Acknowledge, "bob").await.unwrap(), None);
-    assert_eq!(stage.end(next).await.outcome().map(|outcome| outcome.serving()), Some(Serving::New));
-    let none = stage.engine.resolve("shop", Resolution::Acknowledge, "bob").await.unwrap_err();
-    assert!(matches!(none, EngineError::NoAttention { .. }), "{none}");
 }
 
 #[tokio::test(start_paused = true)]

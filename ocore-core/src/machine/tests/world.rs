@@ -107,7 +107,6 @@ fn done_already(state: &State) -> BTreeSet<InstanceName> {
         State::Restore(state) => state.restored().clone(),
         State::Start(state) => state.started().keys().cloned().collect(),
         State::Withdraw(state) => state.withdrawn().clone(),
-        State::Revive(state) => state.revived().keys().cloned().collect(),
         _ => BTreeSet::new(),
     }
 }

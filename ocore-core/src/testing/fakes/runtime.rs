@@ -106,8 +106,15 @@ impl Runtime for FakeRuntime {
         if half_written {
             inner.blame(context, "the previous release was revived on half-written data");
         }
-        let number = inner.next();
-        Ok(revive_in(inner.place(context, &live.instance.name), context, live, release, number))
+        let (number, stumbles) = (inner.next(), inner.behaviour(&release.commit.sha).stumbles);
+        let place = inner.place(context, &live.instance.name);
+        let started = revive_in(place, context, live, release, number);
+        let revived = place.processes.iter_mut().find(|process| process.reference == started.reference);
+        if let Some(process) = revived.filter(|process| stumbles && !process.stumbled) {
+            process.stumbled = true;
+            process.down = Some("exited with status 1".to_owned());
+        }
+        Ok(started)
     }
 
     async fn tail(

@@ -27,6 +27,7 @@ pub struct Behaviour {
     pub(super) update: Update,
     pub(super) health: Health,
     pub(super) takes: Duration,
+    pub(super) stumbles: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,13 @@ impl Behaviour {
     /// Builds, starts, is healthy at once; has no update.
     #[must_use]
     pub const fn good() -> Self {
-        Self { builds: true, update: Update::None, health: Health::GoodAfter(0), takes: Duration::ZERO }
+        Self {
+            builds: true,
+            update: Update::None,
+            health: Health::GoodAfter(0),
+            takes: Duration::ZERO,
+            stumbles: false,
+        }
     }
 
     /// The same, but it does not build.
@@ -91,6 +98,13 @@ impl Behaviour {
     #[must_use]
     pub const fn exits_after(mut self, checks: u32) -> Self {
         self.health = Health::ExitsAfter(checks);
+        self
+    }
+
+    /// The same, but when it is revived it exits at once, the first time.
+    #[must_use]
+    pub const fn stumbles(mut self) -> Self {
+        self.stumbles = true;
         self
     }
 
@@ -141,13 +155,25 @@ pub struct Running {
     /// How often it passed a check.
     pub passed: u32,
     pub(super) checks: u32,
+    /// Whether it has been revived and has exited at once.
+    pub(super) stumbled: bool,
     /// The name under which it was stopped, if it was revived.
     pub(super) revived_from: Option<String>,
 }
 
 impl Running {
     pub(super) const fn new(reference: String, deployment: DeploymentId, fence: Fence, sha: String) -> Self {
-        Self { reference, deployment, fence, sha, down: None, passed: 0, checks: 0, revived_from: None }
+        Self {
+            reference,
+            deployment,
+            fence,
+            sha,
+            down: None,
+            passed: 0,
+            checks: 0,
+            stumbled: false,
+            revived_from: None,
+        }
     }
 
     /// Whether this is what was started under that name, or what was revived in its place.

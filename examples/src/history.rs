@@ -113,8 +113,9 @@ pub fn outcome(deployment: &Deployment) -> String {
     {
         let _infallible = write!(text, "; serving: {}", self::serving(serving));
     }
-    if let Some(failure) = deployment.failure() {
-        let _infallible = write!(text, "\n  reason: {failure}");
+    let reasons = [("reason", deployment.failure()), ("could not be undone", deployment.undo_failure())];
+    for (what, failure) in reasons.into_iter().filter_map(|(what, failure)| Some((what, failure?))) {
+        let _infallible = write!(text, "\n  {what}: {failure}");
         for line in &failure.detail {
             let _infallible = write!(text, "\n    | {}", line.trim_end());
         }

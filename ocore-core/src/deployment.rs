@@ -109,8 +109,8 @@ impl Deployment {
     #[must_use]
     pub const fn status(&self) -> Status {
         match self.state.status(self.kept_by_store.begun) {
-            // The cause of what it undoes may have been a cancel; the recovery itself was not cancelled.
-            Status::Cancelled if self.is_done_recovery() => Status::RolledBack,
+            // The cause is that of the deployment that it undoes: the recovery itself neither failed nor was cancelled.
+            Status::Cancelled | Status::Failed if self.is_done_recovery() => Status::RolledBack,
             status => status,
         }
     }
@@ -132,12 +132,21 @@ impl Deployment {
         self.state.outcome()
     }
 
-    /// Why it did not end Running, or is being undone.
+    /// Why it did not end Running, or is being undone; `None` for a cancel.
     #[must_use]
     pub const fn failure(&self) -> Option<&Failure> {
         match self.state.cause() {
             Some(cause) => cause.failure(),
             None => None,
+        }
+    }
+
+    /// Why it could not be undone, if it is stranded: [`failure`](Self::failure) says why it was to be.
+    #[must_use]
+    pub const fn undo_failure(&self) -> Option<&Failure> {
+        match self.outcome() {
+            Some(Outcome::Stranded { failure, .. }) => Some(failure),
+            _ => None,
         }
     }
 

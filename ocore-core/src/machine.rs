@@ -153,9 +153,11 @@ pub enum Status {
     Deploying,
     /// Healthy, and live until a later deployment replaces it.
     Running,
-    /// Ended before anything was touched, or needs attention.
+    /// Ended before anything was touched, or needs attention; or the first deployment of its environment, undone:
+    /// nothing serves, as before.
     Failed,
-    /// Undone completely: what served before serves again.
+    /// Undone completely: what served before serves again. Also a recovery that has done its work, even if nothing had
+    /// served before the deployment that it undid.
     RolledBack,
     /// Ended because somebody asked for it or a newer push took its place.
     Cancelled,

@@ -382,7 +382,11 @@ impl Driver {
         }
         if let Some(outcome) = state.outcome() {
             let reason = match outcome {
-                Outcome::Stranded { failure, .. } => Some(format!("it could not be undone: {failure}")),
+                Outcome::Stranded { cause, failure, .. } => {
+                    let first =
+                        cause.failure().map_or_else(|| "it was cancelled".to_owned(), ToString::to_string);
+                    Some(format!("{first}; it could not be undone: {failure}"))
+                }
                 outcome => outcome.cause().and_then(Cause::failure).map(ToString::to_string),
             };
             let status = commit.deployment.status();

@@ -32,6 +32,30 @@ async fn refusing(spec: EnvironmentSpec) -> (Stage, Refusing) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_recovery_of_a_first_deployment_has_not_failed() {
+    let (stage, runtime) = refusing(hasty()).await;
+    runtime.refuse(&["withdraw"]);
+    let stranded = stage.deploy("first", Behaviour::good().unhealthy()).await;
+    assert_eq!((stranded.status(), stranded.serving()), (Status::Failed, Some(Serving::Down)));
+    runtime.refuse(&[]);
+    let recovery = stage.engine.resolve("shop", Resolution::Resume, "bob").await.unwrap().unwrap();
+    let recovery = stage.end(recovery.id).await;
+    assert_eq!((recovery.status(), recovery.serving()), (Status::RolledBack, Some(Serving::Down)));
+    assert_eq!(stage.engine.environment("shop").await.unwrap().attention, None);
+}
+
+/// What the environment says is live, by the runtime's names.
+async fn live(stage: &Stage) -> Vec<String> {
+    let live = stage.engine.environment("shop").await.unwrap().live.unwrap();
+    live.instances.values().map(|it| it.started.reference.clone()).collect()
+}
+
+fn up(stage: &Stage, instance: &str) -> Vec<String> {
+    let instance = InstanceName::new(instance).unwrap();
+    stage.world.running(&name(), &instance).into_iter().map(|it| it.reference).collect()
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_exits_as_soon_as_it_is_revived_is_revived_again() {
     let mut stage = Stage::new().await;
     stage.work();
@@ -85,6 +109,32 @@ async fn a_resumed_undo_revives_what_has_gone_since() {
     let recovery = stage.engine.resolve("shop", Resolution::Resume, "bob").await.unwrap().unwrap();
     assert_eq!(stage.end(recovery.id).await.status(), Status::RolledBack);
     assert_eq!([up(&stage, "admin"), up(&stage, "web")].concat(), live(&stage).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stranded_deployment_says_why_it_was_undone_and_why_it_could_not_be() {
+    let (stage, runtime) = refusing(hasty()).await;
+    runtime.refuse(&["withdraw"]);
+    let stranded = stage.deploy("first", Behaviour::good().unhealthy()).await;
+    assert_eq!(stranded.failure().unwrap().step, Step::Probe);
+    assert_eq!(stranded.undo_failure().unwrap().message, "withdraw is refused");
+    let Some(EventKind::Finished { reason: Some(reason), .. }) =
+        stage.events(stranded.id).await.pop().map(|event| event.kind)
+    else {
+        panic!("it is not over");
+    };
+    assert!(
+        reason.contains("probe of web: not healthy") && reason.contains("withdraw is refused"),
+        "{reason}"
+    );
+
+    stage.engine.resolve("shop", Resolution::Acknowledge, "bob").await.unwrap();
+    let cancelled = stage.ask("second", Behaviour::good().updates().takes(Duration::from_secs(60))).await;
+    stage.begun(cancelled, Step::Update).await;
+    stage.engine.cancel(cancelled, "bob").await.unwrap();
+    let cancelled = stage.end(cancelled).await;
+    assert_eq!((cancelled.status(), cancelled.failure()), (Status::Failed, None));
+    assert_eq!(cancelled.undo_failure().unwrap().message, "withdraw is refused");
 }
 
 #[tokio::test(start_paused = true)]

@@ -104,6 +104,12 @@ impl Location {
         };
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, host, port) = read_authority(authority, Some(protocol))?;
+        if user.is_some() && protocol != Protocol::Ssh {
+            // Not repeated: it is a token as often as a name, and URLs are shown.
+            return Err(refused(format!(
+                "it has something before the @, which is not used for {scheme}; give credentials to the Source instead"
+            )));
+        }
         if path.trim_matches('/').is_empty() {
             return Err(refused("it has no path after the host"));
         }
@@ -259,6 +265,13 @@ fn check_characters(path: &str) -> Result<()> {
     if path.contains(['?', '#', '\\', '\'', '"', '`', '$', ';', '|', '&', '<', '>']) {
         return Err(refused("the path has a character that no repository's URL needs"));
     }
+    // Written so, they would be other paths for this crate's checks than for the host.
+    let lower = path.to_ascii_lowercase();
+    if ["%00", "%25", "%2e", "%2f", "%5c"].iter().any(|escape| lower.contains(escape)) {
+        return Err(refused(
+            "the path has a dot, a slash, a backslash, a percent sign or a zero byte as an escape",
+        ));
+    }
     Ok(())
 }
 
@@ -328,7 +341,14 @@ mod tests {
         check("/srv/x", "local paths are not allowed");
         check("x/y", "it is no URL");
         check("https://u:secret@example.org/x", "holds a password");
-        check("https://example.org@evil.org/x", "@evil.org");
+        check("https://example.org@evil.org/x", "before the @");
+        check("https://ghp_token@example.org/x", "give credentials to the Source");
+        check("https://example.org/a/%2e%2e/b", "as an escape");
+        check("https://example.org/a/%2E./b", "as an escape");
+        check("https://example.org/a%2Fb", "as an escape");
+        check("https://example.org/a%5cb", "as an escape");
+        check("https://example.org/a%252e%252e/b", "as an escape");
+        check("https://example.org/a%00", "as an escape");
         check("https://exam\nple.org/x", "control");
         check("https://-oProxyCommand=x/y", "not allowed");
         check("ssh://-oProxyCommand=x/y", "not allowed");
@@ -345,8 +365,12 @@ mod tests {
 
     #[test]
     fn a_secret_in_a_url_is_not_repeated() {
-        let error = Location::parse("https://u:s3cr3t@example.org/x", &SourcePolicy::default()).unwrap_err();
-        assert!(!error.to_string().contains("s3cr3t"));
+        for url in
+            ["https://u:s3cr3t@example.org/x", "https://s3cr3t@example.org/x", "http://s3cr3t@example.org/x"]
+        {
+            let error = Location::parse(url, &SourcePolicy::default()).unwrap_err();
+            assert!(!error.to_string().contains("s3cr3t"), "{error}");
+        }
     }
 
     #[test]
@@ -361,7 +385,7 @@ mod tests {
             let joined = Location::parse_submodule(url, &remote, &policy).unwrap();
             assert_eq!(joined.normalised(), format!("https://@example.org:443:{expected}"));
         }
-        for url in ["../../../x", "../..", "ext::sh", "../a;b", "http://example.org/x"] {
+        for url in ["../../../x", "../..", "../%2e%2e/x", "ext::sh", "../a;b", "http://example.org/x"] {
             assert!(Location::parse_submodule(url, &remote, &policy).is_err(), "{url}");
         }
     }

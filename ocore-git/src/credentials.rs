@@ -86,16 +86,25 @@ impl HostKey {
     /// `ssh-ed25519 AAAA…` or `git.example.org ssh-ed25519 AAAA…`.
     ///
     /// # Errors
-    /// The line holds no public key.
+    /// The line holds no public key, or begins with a marker: a key that is revoked or that only signs others is no
+    /// host's own.
     pub fn parse(line: &str) -> Result<Self> {
-        let kind = |word: &str| {
-            word.starts_with("ssh-") || word.starts_with("ecdsa-sha2-") || word.starts_with("sk-")
+        let wrong = |reason: &str| Error::permanent(format!("read an ssh host key: {reason}"));
+        let words: Vec<_> = line.split_whitespace().collect();
+        if words.first().is_some_and(|first| first.starts_with('@')) {
+            return Err(wrong("the line begins with a marker such as @revoked or @cert-authority"));
+        }
+        let is_kind = |word: &str| ["ssh-", "ecdsa-sha2-", "sk-"].iter().any(|start| word.starts_with(start));
+        let pair = words.windows(2).take(2).find(|pair| is_kind(pair[0]));
+        let [kind, key] = pair.unwrap_or_default() else {
+            return Err(wrong("the line has no type and key such as ssh-ed25519 AAAA…"));
         };
-        let key = line.split_whitespace().skip_while(|word| !kind(word)).nth(1);
-        let key = key.ok_or_else(|| {
-            Error::permanent("read an ssh host key: the line has no type and key such as ssh-ed25519 AAAA…")
-        })?;
-        STANDARD.decode(key).map(Self).permanent("read an ssh host key: it is not valid Base64")
+        let key = STANDARD.decode(key).permanent("read an ssh host key: it is not valid Base64")?;
+        let length = u32::try_from(kind.len()).unwrap_or(u32::MAX).to_be_bytes();
+        if !key.starts_with(&[&length, kind.as_bytes()].concat()) {
+            return Err(wrong("the key is not of the type that stands before it"));
+        }
+        Ok(Self(key))
     }
 }
 
@@ -124,7 +133,17 @@ mod tests {
         let plain = HostKey::parse(&format!("ssh-ed25519 {key}")).unwrap();
         assert_eq!(HostKey::parse(&format!("github.com,1.2.3.4 ssh-ed25519 {key} comment")).unwrap(), plain);
         assert_eq!(plain.0.len(), 51);
-        for wrong in ["", "github.com", "ssh-ed25519", "ssh-ed25519 %%%"] {
+        for wrong in [
+            "",
+            "github.com",
+            "ssh-ed25519",
+            "ssh-ed25519 %%%",
+            &format!("@revoked github.com ssh-ed25519 {key}"),
+            &format!("@cert-authority *.example.org ssh-ed25519 {key}"),
+            &format!("ssh-rsa {key}"),
+            &format!("a b ssh-ed25519 {key}"),
+            "ssh-ed25519 AAAA",
+        ] {
             assert!(HostKey::parse(wrong).is_err(), "{wrong:?}");
         }
     }

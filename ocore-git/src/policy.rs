@@ -61,6 +61,9 @@ pub enum LocalPaths {
 pub enum Addresses {
     /// All but those that no repository lives at: link-local ones, where clouds keep their machines' credentials,
     /// multicast ones, and the unspecified one. For hosts whose environments are written by people they trust.
+    ///
+    /// A submodule's URL is written by whoever writes the repository: where it names another host than the
+    /// repository's own, the host must be [`Public`](Self::Public) or [allowed](SourcePolicy::allow_address).
     NotLinkLocal,
     /// Those of the public internet: not loopback, not private networks either. For hosts whose users write the
     /// repository's URL.

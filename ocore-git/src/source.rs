@@ -26,7 +26,7 @@ use crate::{
     gate::{Gate, Passage},
     location::{Location, Remote},
     mirror::{Lock, Mirror, remove_directory},
-    policy::{Protocol, SourcePolicy, Submodules},
+    policy::{Addresses, Protocol, SourcePolicy, Submodules},
     resolve as revision,
     stop::Stop,
     tree::{Submodule, Writer, put_in_place},
@@ -141,27 +141,36 @@ impl GitSource {
         let own = self.given().get(environment.name()).and_then(|given| given.own.clone());
         // The directory of this machine needs none.
         let own = own.filter(|_| matches!(location, Location::Remote(_)));
-        Ok(self.target(context, location, own))
+        Ok(self.target(context, location, own, self.policy.addresses))
     }
 
     /// The repository of a submodule of `parent`.
-    fn submodule_repository(&self, context: &Context, parent: &Location, url: &str) -> Result<Target> {
-        let location = Location::parse_submodule(url, parent, &self.policy)?;
+    fn submodule_repository(&self, context: &Context, parent: &Target, url: &str) -> Result<Target> {
+        let location = Location::parse_submodule(url, &parent.location, &self.policy)?;
         let Location::Remote(remote) = &location else {
             return Err(Error::permanent("fetch a submodule: it is a local path"));
         };
         let given = self.given().get(context.environment().name()).cloned().unwrap_or_default();
         let fitting = given.submodules.into_iter().find(|(prefix, _)| prefix.covers(remote));
-        Ok(self.target(context, location, fitting.map(|(_, credentials)| credentials)))
+        // Whoever writes the repository writes this URL: it leads into no private network but the parent's own.
+        let same_host = matches!(&parent.location, Location::Remote(parent) if parent.host == remote.host);
+        let addresses = if same_host { parent.addresses } else { Addresses::Public };
+        Ok(self.target(context, location, fitting.map(|(_, credentials)| credentials), addresses))
     }
 
-    fn target(&self, context: &Context, location: Location, credentials: Option<Credentials>) -> Target {
+    fn target(
+        &self,
+        context: &Context,
+        location: Location,
+        credentials: Option<Credentials>,
+        addresses: Addresses,
+    ) -> Target {
         for secret in credentials.iter().flat_map(Credentials::secrets) {
             context.hide(secret);
         }
         let scope = credentials.as_ref().map(|_| context.environment().name().as_str());
         let mirror = Mirror::of(&self.root, &location, scope);
-        Target { location, mirror, credentials }
+        Target { location, mirror, credentials, addresses }
     }
 
     /// Fetches the target and resolves the revision in it.
@@ -196,7 +205,7 @@ impl GitSource {
             )));
         }
         let addresses = tokio::select! {
-            addresses = resolve(&remote.host, remote.port, &self.policy) => addresses?,
+            addresses = resolve(&remote.host, remote.port, target.addresses, &self.policy) => addresses?,
             error = stop.stopped() => return Err(error),
         };
         let passage = Passage {
@@ -255,7 +264,7 @@ impl GitSource {
             count += found.len();
             self.check_submodules(depth + 1, count, found.is_empty())?;
             for submodule in found {
-                let inner = self.submodule_repository(context, &target.location, &submodule.url)?;
+                let inner = self.submodule_repository(context, &target, &submodule.url)?;
                 waiting.push_back((submodule, inner, depth + 1));
             }
         }
@@ -297,6 +306,8 @@ struct Target {
     location: Location,
     mirror: Mirror,
     credentials: Option<Credentials>,
+    /// Those that its host may have.
+    addresses: Addresses,
 }
 
 fn lacks_ssh(credentials: &Credentials) -> bool {

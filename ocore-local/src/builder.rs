@@ -229,7 +229,7 @@ impl Build {
     fn fill(&self, partial: &Path, procfile: &Procfile, cancel: &Cancel) -> Result<()> {
         let listing = tree::list(&self.checkout.path, self.limit, cancel)?;
         let entries = self.protected(&listing)?;
-        copy::require_space(&self.releases, listing.bytes())?;
+        copy::require_space(&self.releases, listing.bytes(), "for the release")?;
         fs::create_dir(partial).at("make", partial)?;
         let mut reading = Reading::new(&self.context, "copying files", listing.bytes());
         let mut listed = Vec::with_capacity(entries.len());

@@ -33,7 +33,8 @@ use crate::{
 /// BLAKE3 checksum of every file and of the manifest. It is written beside, read back from the disk, and renamed into
 /// place. While the application runs, what changed during the copy is copied again until two looks at the directory
 /// agree: so the copy is the directory as it was at one moment. A directory that never holds still for a tenth of a
-/// second gives a transient error; then the environment's policy must be to take the snapshot after the stop.
+/// second gives a transient error; then the environment's policy must be to take the snapshot after the stop. There must
+/// be room for the snapshot and, beside the data, for restoring it: otherwise none is taken.
 ///
 /// **A restore** builds the directory anew beside the old one, checking every checksum, and exchanges the two in one
 /// step (`renameat2`; where the file system cannot, two renames that the next call finishes). Killed at any moment,

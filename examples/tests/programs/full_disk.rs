@@ -53,10 +53,15 @@ impl SmallDisk {
         self.run(&["--repository", "repository", "--port", &port, "--health-seconds", "2"])
     }
 
+    /// What the state directory holds, as it is found from outside.
+    fn path(&self, name: &str) -> PathBuf {
+        let root = format!("/proc/{}/root", self.holder.id());
+        PathBuf::from(root + self.site.path(".ocore").join(name).to_str().expect("a path of text"))
+    }
+
     /// The file that takes the space.
     fn ballast(&self) -> PathBuf {
-        let root = format!("/proc/{}/root", self.holder.id());
-        PathBuf::from(root + self.site.path(".ocore/ballast").to_str().expect("a path of text"))
+        self.path("ballast")
     }
 
     /// Writes until nothing more can be written, and then leaves so much.
@@ -105,6 +110,25 @@ fn a_full_disk_is_named_and_what_serves_goes_on() {
     disk.deploy().expect(0, "Running after");
     assert_eq!(disk.site.version(), "2");
     assert_eq!(disk.statuses(), ["Running", "Failed", "Running"]);
+}
+
+#[test]
+fn data_that_could_not_be_restored_is_left_as_it_is() {
+    let disk = SmallDisk::new();
+    disk.site.commit(&Manifest::new("1", 1));
+    disk.deploy().expect(0, "Running after");
+    fs::write(disk.path("data/production/big"), noise(4 << 20)).expect("the file is written");
+    disk.site.commit(&Manifest::new("2", 2).unhealthy());
+
+    // Enough for the snapshot, and not for the copy that a restore makes beside the data.
+    disk.fill(6 << 20);
+    disk.deploy().expect(1, "for the snapshot and for restoring it");
+    assert_eq!(disk.site.version(), "1");
+    assert_eq!(disk.statuses(), ["Running", "Failed"]);
+
+    fs::remove_file(disk.ballast()).expect("the file is removed");
+    disk.deploy().expect(1, "RolledBack after");
+    assert_eq!(disk.site.version(), "1");
 }
 
 /// Bytes that cannot be compressed.

@@ -44,7 +44,7 @@ impl Stage {
                 let to = self.place.beside(self.context.fence(), "new");
                 // From here on, so that what is made by half is removed as well.
                 staged.directory = Some(to.clone());
-                copy::require_space(self.place.parent(), manifest.bytes())?;
+                copy::require_space(self.place.parent(), manifest.bytes(), "for the restored data")?;
                 self.copy(&manifest, &to, cancel)?;
             }
         }

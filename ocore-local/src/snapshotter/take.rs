@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -165,7 +165,7 @@ impl<'a> Copying<'a> {
             let began = Utc::now();
             let listing = tree::list(self.from, LIMIT, cancel)?;
             if look == 0 {
-                copy::require_space(self.to.parent().unwrap_or(&self.to), listing.bytes())?;
+                self.require_space(listing.bytes())?;
                 for path in &listing.skipped {
                     self.context.log(format!("left out: {} is a socket or a pipe", path.display()));
                 }
@@ -184,6 +184,22 @@ impl<'a> Copying<'a> {
             self.from.display(),
             self.from.join(moving).display()
         )))
+    }
+
+    /// Room for the copy, and beside the data for the one that a restore makes: a snapshot that could not be restored
+    /// must fail now, and not when nothing serves any more.
+    fn require_space(&self, bytes: u64) -> Result<()> {
+        let (copy, data) = (self.to.parent().unwrap_or(&self.to), self.from.parent().unwrap_or(self.from));
+        let device = |path: &Path| fs::metadata(path).at("read", path).map(|metadata| metadata.dev());
+        if device(copy)? == device(data)? {
+            return copy::require_space(
+                copy,
+                bytes.saturating_mul(2),
+                "for the snapshot and for restoring it",
+            );
+        }
+        copy::require_space(copy, bytes, "for the snapshot")?;
+        copy::require_space(data, bytes, "for restoring the snapshot")
     }
 
     /// The paths where copy and original may differ, sorted.

@@ -121,15 +121,16 @@ fn adopt(entry: &Entry, path: &Path) -> Result<()> {
         .at("set the time of", path)
 }
 
-/// Refuses early where the copy could not fit.
-pub(crate) fn require_space(directory: &Path, bytes: u64) -> Result<()> {
+/// Refuses early where what is to be written could not fit.
+pub(crate) fn require_space(directory: &Path, bytes: u64, what_for: &str) -> Result<()> {
     let space =
         rustix::fs::statvfs(directory).map_err(io::Error::from).at("ask for the free space of", directory)?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     if free < bytes {
         let directory = directory.display();
         return Err(Error::transient(format!(
-            "no space is left in {directory}: {bytes} bytes are needed, {free} are free; free some on its file system"
+            "no space is left in {directory}: {bytes} bytes are needed {what_for}, {free} are free; free some on its \
+             file system"
         )));
     }
     Ok(())
@@ -154,8 +155,8 @@ mod tests {
     #[test]
     fn a_copy_that_cannot_fit_is_refused() {
         let root = tempfile::tempdir().unwrap();
-        require_space(root.path(), 1).unwrap();
-        let error = require_space(root.path(), u64::MAX).unwrap_err();
+        require_space(root.path(), 1, "for a copy").unwrap();
+        let error = require_space(root.path(), u64::MAX, "for a copy").unwrap_err();
         assert_eq!(error.kind(), ocore_core::port::ErrorKind::Transient);
         assert!(error.to_string().contains("no space is left"), "{error}");
     }

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt, lchown, symlink},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, lchown, symlink},
     path::Path,
 };
 
@@ -33,7 +33,8 @@ pub(crate) fn make(
     let (from, to) = (from.join(&entry.path), to.join(&entry.path));
     match &entry.kind {
         Kind::Directory => {
-            fs::create_dir(&to).at("make", &to)?;
+            // Its own mode comes last: until then nobody else may look at what is copied.
+            fs::DirBuilder::new().mode(0o700).create(&to).at("make", &to)?;
             Ok(None)
         }
         Kind::Link { target } => {
@@ -151,6 +152,28 @@ pub(crate) fn unmake(entry: &Entry, to: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_being_copied_is_for_its_owner_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let entry = |path: &str, kind| Entry {
+            path: path.into(),
+            kind,
+            mode: 0o755,
+            owner: rustix::process::geteuid().as_raw(),
+            group: rustix::process::getegid().as_raw(),
+            modified: Stamp(0, 0),
+            changed: Stamp(0, 0),
+        };
+        let (from, to) = (root.path().join("from"), root.path().join("to"));
+        fs::create_dir(&from).unwrap();
+        let directory = entry("", Kind::Directory);
+        make(&directory, &from, &to, &Cancel::never(), &mut |_| ()).unwrap();
+        let mode = || fs::metadata(&to).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o700);
+        finish(std::iter::once(&directory), &to).unwrap();
+        assert_eq!(mode(), 0o755);
+    }
 
     #[test]
     fn a_copy_that_cannot_fit_is_refused() {

@@ -56,9 +56,11 @@ impl Download {
                 let of_connection = is_of_connection(&error);
                 let fault = of_fetch(error, &self.location, asked);
                 let verdict = self.entrance.as_ref().filter(|_| of_connection).and_then(Entrance::verdict);
-                Err(match verdict {
-                    Some(verdict) if fault.error.kind() == ErrorKind::Transient => verdict.into(),
-                    _ => fault,
+                Err(match (fault, verdict) {
+                    (Fault::Other(error), Some(verdict)) if error.kind() == ErrorKind::Transient => {
+                        verdict.into()
+                    }
+                    (fault, _) => fault,
                 })
             }
         }

@@ -9,22 +9,56 @@ use crate::location::Location;
 
 /// An error, and whether the mirror itself may be what is wrong.
 #[derive(Debug)]
-pub(crate) struct Fault {
-    pub(crate) error: Error,
-    pub(crate) damaged: bool,
+pub(crate) enum Fault {
+    /// What the mirror holds is wrong: making it anew may help.
+    Damage { error: git2::Error, doing: String },
+    /// Another mirror would not change it.
+    Other(Error),
 }
 
 impl Fault {
-    /// The mirror is at fault: making it anew may help.
-    pub(crate) fn damage(error: git2::Error, doing: impl fmt::Display) -> Self {
-        Self { error: transient(error, format!("{doing}: the mirror is damaged")), damaged: true }
+    /// An error of libgit2 in the mirror. Trouble of the machine, such as too many open files, is no damage.
+    pub(crate) fn of_mirror(error: git2::Error, doing: impl fmt::Display) -> Self {
+        let doing = doing.to_string();
+        let of_machine =
+            matches!(error.class(), ErrorClass::Os | ErrorClass::Filesystem | ErrorClass::NoMemory);
+        if is_disk_full(error.message()) {
+            return Self::Other(full_disk(error, &doing));
+        }
+        if of_machine && error.code() != ErrorCode::NotFound {
+            return Self::Other(transient(error, doing));
+        }
+        Self::Damage { error, doing }
+    }
+
+    pub(crate) const fn is_damage(&self) -> bool {
+        matches!(self, Self::Damage { .. })
+    }
+
+    /// The error, where the mirror can be made anew.
+    pub(crate) fn of_a_mirror(self) -> Error {
+        match self {
+            Self::Damage { error, doing } => transient(error, format!("{doing}: the mirror is damaged")),
+            Self::Other(error) => error,
+        }
+    }
+
+    /// The error, where the mirror was made anew just now.
+    pub(crate) fn of_the_repository(self) -> Error {
+        match self {
+            Self::Damage { error, doing } => permanent(
+                error,
+                format!("{doing}: the repository itself is broken, for a new clone is no better"),
+            ),
+            Self::Other(error) => error,
+        }
     }
 }
 
 impl From<Error> for Fault {
     /// An error that is classified already, and that another mirror would not change.
     fn from(error: Error) -> Self {
-        Self { error, damaged: false }
+        Self::Other(error)
     }
 }
 
@@ -88,7 +122,7 @@ pub(crate) fn of_fetch(error: git2::Error, location: &Location, asked: bool) -> 
         | ErrorClass::Tag
         | ErrorClass::Zlib
         | ErrorClass::Indexer
-        | ErrorClass::Reference => Fault { error: transient(error, doing), damaged: true },
+        | ErrorClass::Reference => Fault::of_mirror(error, doing),
         _ => transient(error, doing).into(),
     }
 }
@@ -161,8 +195,9 @@ mod tests {
     fn check(class: ErrorClass, code: ErrorCode, message: &str, kind: ErrorKind, expected: &str) {
         let location = Location::Local("/srv/nowhere".into());
         let fault = of_fetch(git2::Error::new(code, class, message), &location, true);
-        assert_eq!(fault.error.kind(), kind, "{}", fault.error);
-        assert!(fault.error.to_string().contains(expected), "{}", fault.error);
+        let error = fault.of_a_mirror();
+        assert_eq!(error.kind(), kind, "{error}");
+        assert!(error.to_string().contains(expected), "{error}");
     }
 
     #[test]
@@ -182,6 +217,26 @@ mod tests {
         check(ErrorClass::Ssl, ErrorCode::Certificate, "invalid", Permanent, "certificate is not valid");
         let full = "failed to write: No space left on device";
         check(ErrorClass::Os, generic, full, Transient, "the disk is full; free space");
+    }
+
+    #[test]
+    fn only_what_the_mirror_holds_is_damage() {
+        let damage = |class, code, message: &str| {
+            let error = || git2::Error::new(code, class, message);
+            let location = Location::Local("/srv/nowhere".into());
+            let found = Fault::of_mirror(error(), "read").is_damage();
+            assert_eq!(of_fetch(error(), &location, false).is_damage(), found, "{message}");
+            found
+        };
+        let (generic, missing) = (ErrorCode::GenericError, ErrorCode::NotFound);
+        assert!(damage(ErrorClass::Odb, missing, "object not found"));
+        assert!(damage(ErrorClass::Zlib, generic, "error inflating zlib stream"));
+        assert!(damage(ErrorClass::Reference, generic, "corrupted loose reference file"));
+        assert!(damage(ErrorClass::Indexer, generic, "packfile is invalid"));
+        assert!(!damage(ErrorClass::Os, generic, "failed to open: Too many open files"));
+        assert!(!damage(ErrorClass::Os, generic, "failed to connect to 127.0.0.1: Connection refused"));
+        assert!(!damage(ErrorClass::Filesystem, generic, "failed to create directory: Permission denied"));
+        assert!(!damage(ErrorClass::Odb, generic, "failed to write: No space left on device"));
     }
 
     #[test]

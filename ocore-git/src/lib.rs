@@ -20,6 +20,7 @@ mod download;
 mod failure;
 mod gate;
 mod gitmodules;
+mod leftovers;
 mod location;
 mod mirror;
 mod names;
@@ -29,6 +30,7 @@ mod source;
 mod stop;
 mod tls;
 mod tree;
+mod update;
 
 pub use self::{
     credentials::{Credentials, HostKey},

@@ -8,22 +8,23 @@ use ocore_core::{
     request::Revision,
 };
 
-use crate::{failure::Fault, location::Location};
+use crate::{failure::Fault, location::Location, stop::Stop};
 
 /// The commit that the revision names in the mirror.
 pub(crate) fn find(
     repository: &Repository,
     revision: &Revision,
     location: &Location,
+    stop: &Stop,
 ) -> Result<Commit, Fault> {
     let missing = |hint: &str| -> Fault {
         Error::permanent(format!("find {revision} in {location}: no such {}{hint}", kind(revision))).into()
     };
     let id = match revision {
-        Revision::Commit(sha) => match find_commit(repository, sha)? {
+        Revision::Commit(sha) => match find_commit(repository, sha, stop)? {
             Some(id) => id,
             None => {
-                check_heads(repository)?;
+                check_heads(repository, stop)?;
                 return Err(missing("; no branch or tag leads to it, or it was replaced by a forced push"));
             }
         },
@@ -64,21 +65,22 @@ fn find_reference(repository: &Repository, space: &str, name: &str) -> Result<Op
         Err(error) if matches!(error.code(), ErrorCode::NotFound | ErrorCode::InvalidSpec) => {
             return Ok(None);
         }
-        Err(error) => return Err(Fault::damage(error, "read a reference")),
+        Err(error) => return Err(Fault::of_mirror(error, "read a reference")),
     };
-    let object = reference.peel(ObjectType::Any).map_err(|error| Fault::damage(error, "read a reference"))?;
+    let object =
+        reference.peel(ObjectType::Any).map_err(|error| Fault::of_mirror(error, "read a reference"))?;
     match object.peel_to_commit() {
         Ok(commit) => Ok(Some(commit.id())),
         Err(error) if matches!(error.code(), ErrorCode::Peel | ErrorCode::InvalidSpec) => {
             Err(Error::permanent(format!("find {name}: it leads to a file or directory, not to a commit"))
                 .into())
         }
-        Err(error) => Err(Fault::damage(error, "read a tag")),
+        Err(error) => Err(Fault::of_mirror(error, "read a tag")),
     }
 }
 
-fn find_commit(repository: &Repository, sha: &str) -> Result<Option<Oid>, Fault> {
-    let damage = |error| Fault::damage(error, "look for an object");
+fn find_commit(repository: &Repository, sha: &str, stop: &Stop) -> Result<Option<Oid>, Fault> {
+    let damage = |error| Fault::of_mirror(error, "look for an object");
     if sha.len() > 40 {
         let text = format!(
             "find commit {sha}: repositories with SHA-256 ids are not supported; an id has 40 digits"
@@ -90,34 +92,33 @@ fn find_commit(repository: &Repository, sha: &str) -> Result<Option<Oid>, Fault>
     match objects.exists_prefix(prefix, sha.len()) {
         Ok(id) => is_commit(repository, id).map(|is_commit| is_commit.then_some(id)),
         Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
-        Err(error) if error.code() == ErrorCode::Ambiguous => only_commit(repository, sha),
+        Err(error) if error.code() == ErrorCode::Ambiguous => only_commit(repository, sha, stop),
         Err(error) => Err(damage(error)),
     }
 }
 
 /// What the branches and tags lead to is here; otherwise the mirror is damaged, and says nothing about a commit.
-fn check_heads(repository: &Repository) -> Result<(), Fault> {
-    let check = || {
-        let objects = repository.odb()?;
-        for reference in repository.references()? {
-            if let Some(id) = reference?.target() {
-                objects.read_header(id)?;
-            }
+fn check_heads(repository: &Repository, stop: &Stop) -> Result<(), Fault> {
+    let damage = |error| Fault::of_mirror(error, "look for what the branches lead to");
+    let objects = repository.odb().map_err(damage)?;
+    for reference in repository.references().map_err(damage)? {
+        stop.check()?;
+        if let Some(id) = reference.map_err(damage)?.target() {
+            objects.read_header(id).map_err(damage)?;
         }
-        Ok(())
-    };
-    check().map_err(|error| Fault::damage(error, "look for what the branches lead to"))
+    }
+    Ok(())
 }
 
 fn is_commit(repository: &Repository, id: Oid) -> Result<bool, Fault> {
-    let damage = |error| Fault::damage(error, "look for an object");
+    let damage = |error| Fault::of_mirror(error, "look for an object");
     let (_, kind) = repository.odb().and_then(|objects| objects.read_header(id)).map_err(damage)?;
     Ok(kind == ObjectType::Commit)
 }
 
 /// Of several objects whose ids begin so, the only commit.
-fn only_commit(repository: &Repository, sha: &str) -> Result<Option<Oid>, Fault> {
-    let damage = |error| Fault::damage(error, "look through the objects");
+fn only_commit(repository: &Repository, sha: &str, stop: &Stop) -> Result<Option<Oid>, Fault> {
+    let damage = |error| Fault::of_mirror(error, "look through the objects");
     let mut found = Vec::new();
     let sha_lower = sha.to_ascii_lowercase();
     let objects = repository.odb().map_err(damage)?;
@@ -125,8 +126,9 @@ fn only_commit(repository: &Repository, sha: &str) -> Result<Option<Oid>, Fault>
         if id.to_string().starts_with(&sha_lower) && !found.contains(id) {
             found.push(*id);
         }
-        true
+        stop.check().is_ok()
     });
+    stop.check()?;
     walked.map_err(damage)?;
     let mut commits = Vec::new();
     for id in found {
@@ -147,7 +149,7 @@ fn only_commit(repository: &Repository, sha: &str) -> Result<Option<Oid>, Fault>
 }
 
 fn describe(repository: &Repository, id: Oid) -> Result<Commit, Fault> {
-    let commit = repository.find_commit(id).map_err(|error| Fault::damage(error, "read the commit"))?;
+    let commit = repository.find_commit(id).map_err(|error| Fault::of_mirror(error, "read the commit"))?;
     let time = DateTime::<Utc>::from_timestamp(commit.time().seconds(), 0).unwrap_or_default();
     let message = String::from_utf8_lossy(commit.message_bytes());
     let author = commit.author();

@@ -9,7 +9,6 @@ use std::{
 };
 
 use async_trait::async_trait;
-use git2::Repository;
 use ocore_core::{
     id::DeploymentId,
     name::EnvironmentName,
@@ -24,12 +23,13 @@ use crate::{
     download::Download,
     failure::{Fault, of_file},
     gate::{Gate, Passage},
+    leftovers::{remove_directory, sweep_checkouts, sweep_mirrors},
     location::{Location, Remote},
-    mirror::{Lock, Mirror, remove_directory},
+    mirror::Mirror,
     policy::{Addresses, Protocol, SourcePolicy, Submodules},
-    resolve as revision,
     stop::Stop,
     tree::{Submodule, Writer, put_in_place},
+    update::{Fetched, find_here, update},
 };
 
 /// The oldest libgit2 that is used: older ones have holes that a hostile repository can use.
@@ -72,7 +72,8 @@ struct Given {
 }
 
 impl GitSource {
-    /// A Source that keeps its mirrors and checkouts below `root`, which is made if it is not there.
+    /// A Source that keeps its mirrors and checkouts below `root`, which is made if it is not there. What processes
+    /// that were killed have left there unfinished is removed.
     ///
     /// # Errors
     /// The directory cannot be made, or the libgit2 that is linked is too old to be safe.
@@ -88,6 +89,8 @@ impl GitSource {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(root.join(directory));
             made.map_err(|error| of_file(error, format!("make {} below the Source's root", directory)))?;
         }
+        sweep_mirrors(&root.join("mirrors"));
+        sweep_checkouts(&root.join("checkouts"));
         Ok(Self { root, policy: SourcePolicy::default(), credentials: Arc::default() })
     }
 
@@ -179,9 +182,8 @@ impl GitSource {
         context: &Context,
         target: &Target,
         wanted: Revision,
-        damaged: bool,
         stop: &Stop,
-    ) -> Result<Commit> {
+    ) -> Result<Fetched> {
         let lock = target.mirror.lock(stop).await?;
         let gate = self.open_gate(target, stop).await?;
         let download = Download {
@@ -192,8 +194,7 @@ impl GitSource {
             context: context.clone(),
         };
         let mirror = target.mirror.clone();
-        let work = move |stop: &Stop| update(&mirror, &lock, &download, &wanted, damaged, stop);
-        stop.run(work).await
+        stop.run(move |stop| update(&mirror, &lock, &download, &wanted, stop)).await
     }
 
     async fn open_gate(&self, target: &Target, stop: &Stop) -> Result<Option<Gate>> {
@@ -227,22 +228,26 @@ impl GitSource {
         part: &Submodule,
         stop: &Stop,
     ) -> Result<(Writer, Vec<Submodule>)> {
-        let (mirror, sha) = (target.mirror.clone(), part.sha.clone());
-        let looked = stop.run(move |_| Ok(look(&mirror, &sha))).await?;
-        if !matches!(looked, Look::Present) {
-            let damaged = matches!(looked, Look::Damaged);
-            self.fetch_target(context, target, Revision::Commit(part.sha.clone()), damaged, stop).await?;
-        }
+        let wanted = Revision::Commit(part.sha.clone());
+        let (mirror, its_wanted) = (target.mirror.clone(), wanted.clone());
+        let anew = match stop.run(move |_| Ok(find_here(&mirror, &its_wanted))).await? {
+            Some(_) => false,
+            None => self.fetch_target(context, target, wanted, stop).await?.anew,
+        };
         let (mirror, sha, path) = (target.mirror.clone(), part.sha.clone(), part.path.clone());
         let mut writer = writer;
         stop.run(move |stop| {
-            let written = mirror.open().and_then(|repository| {
-                let gone = || Error::transient("open the mirror: it was removed at this moment");
-                writer.write(&repository.ok_or_else(gone)?, &sha, &path, stop)
-            });
-            match written {
+            let gone = || Error::transient("open the mirror: it was removed at this moment");
+            let open = mirror.open().map_err(Fault::of_a_mirror)?.ok_or_else(gone)?;
+            match writer.write(&open.repository, &sha, &path, stop) {
                 Ok(submodules) => Ok((writer, submodules)),
-                Err(fault) => Err(mark(&mirror, fault)),
+                Err(fault) if anew => Err(fault.of_the_repository()),
+                Err(fault) => {
+                    if fault.is_damage() {
+                        open.mark();
+                    }
+                    Err(fault.of_a_mirror())
+                }
             }
         })
         .await
@@ -323,75 +328,6 @@ fn fence_of(name: &str, deployment: DeploymentId) -> Option<u64> {
     rest.split('.').next()?.parse().ok()
 }
 
-/// Brings the mirror up to date and resolves the revision in it; a damaged mirror is made anew, once.
-fn update(
-    mirror: &Mirror,
-    lock: &Lock,
-    download: &Download,
-    wanted: &Revision,
-    damaged: bool,
-    stop: &Stop,
-) -> Result<Commit> {
-    if damaged || mirror.is_marked() || mirror.packs() > download.limits.packs_max {
-        mirror.remove(lock)?;
-    }
-    let attempt = || -> Result<Commit, Fault> {
-        let repository = mirror.open_or_make(lock)?;
-        if let Some(commit) = present_already(&repository, wanted) {
-            return Ok(commit);
-        }
-        download.run(&repository, stop)?;
-        if matches!(repository.references().map(|mut all| all.next().is_none()), Ok(true)) {
-            let text = format!("fetch {}: the repository is empty; push a commit first", download.location);
-            return Err(Error::permanent(text).into());
-        }
-        revision::find(&repository, wanted, &download.location)
-    };
-    match attempt() {
-        Ok(commit) => Ok(commit),
-        Err(Fault { error, damaged: false }) => Err(error),
-        Err(Fault { error, damaged: true }) => {
-            stop.check()?;
-            download.context.log(format!("the mirror is made anew: {error}"));
-            mirror.remove(lock)?;
-            attempt().map_err(|fault| fault.error)
-        }
-    }
-}
-
-fn present_already(repository: &Repository, wanted: &Revision) -> Option<Commit> {
-    match wanted {
-        Revision::Commit(sha) if revision::is_full(sha) => revision::present(repository, sha),
-        _ => None,
-    }
-}
-
-/// What a look into the mirror for a commit found.
-enum Look {
-    Present,
-    Missing,
-    Damaged,
-}
-
-fn look(mirror: &Mirror, sha: &str) -> Look {
-    if mirror.is_marked() {
-        return Look::Damaged;
-    }
-    match mirror.open() {
-        Ok(Some(repository)) if revision::present(&repository, sha).is_some() => Look::Present,
-        Ok(_) => Look::Missing,
-        Err(_) => Look::Damaged,
-    }
-}
-
-/// Marks a mirror that was found damaged while it was read, so that the next call makes it anew.
-fn mark(mirror: &Mirror, fault: Fault) -> Error {
-    if fault.damaged {
-        mirror.mark();
-    }
-    fault.error
-}
-
 #[async_trait]
 impl Source for GitSource {
     async fn fetch(&self, context: &Context, revision: &Revision) -> Result<Commit> {
@@ -403,7 +339,7 @@ impl Source for GitSource {
         let here = stop.run(move |_| Ok(find_here(&mirror, &wanted))).await?;
         let commit = match here {
             Some(commit) => commit,
-            None => self.fetch_target(context, &target, revision.clone(), false, &stop).await?,
+            None => self.fetch_target(context, &target, revision.clone(), &stop).await?.commit,
         };
         context.log(format!("{revision} of {} is {} {:?}", target.location, commit.short(), commit.summary));
         Ok(commit)
@@ -444,14 +380,6 @@ impl Source for GitSource {
         let removed = removed.transient("discard the checkout")?;
         removed.map_err(|error| of_file(error, "discard the checkout"))
     }
-}
-
-/// A whole id that the mirror has needs no network.
-fn find_here(mirror: &Mirror, wanted: &Revision) -> Option<Commit> {
-    if mirror.is_marked() {
-        return None;
-    }
-    present_already(&mirror.open().ok()??, wanted)
 }
 
 /// A directory that is removed when the call that fills it ends, however it ends.

@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     ffi::OsStr,
-    fs::{self, DirBuilder, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::Write,
     os::unix::{
         ffi::OsStrExt,
@@ -23,6 +23,7 @@ use ocore_core::{
 use crate::{
     failure::{Fault, of_file},
     gitmodules,
+    leftovers::hold,
     names::{check_link, check_name, folded},
     policy::{CaseCollisions, SourcePolicy, Submodules},
     stop::Stop,
@@ -48,6 +49,7 @@ pub(crate) struct Submodule {
 /// One checkout on its way to the disk; its counters go on through all submodules.
 pub(crate) struct Writer {
     root: PathBuf,
+    _held: File,
     policy: SourcePolicy,
     context: Context,
     bytes: u64,
@@ -57,11 +59,13 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// A writer into the directory `root`, which it makes.
+    /// A writer into the directory `root`, which it makes and holds: what nobody holds is left by the dead.
     pub(crate) fn new(root: PathBuf, policy: SourcePolicy, context: Context) -> Result<Self> {
         let made = DirBuilder::new().mode(0o755).create(&root);
-        made.map_err(|error| of_file(error, "make the checkout's directory"))?;
-        Ok(Self { root, policy, context, bytes: 0, files: 0, links: Vec::new(), reported: Instant::now() })
+        let held = made.and_then(|()| hold(&root));
+        let held = held.map_err(|error| of_file(error, "make the checkout's directory"))?;
+        let (links, reported) = (Vec::new(), Instant::now());
+        Ok(Self { root, _held: held, policy, context, bytes: 0, files: 0, links, reported })
     }
 
     /// Writes the commit's tree into the directory `base` below the root; its links wait for
@@ -73,7 +77,7 @@ impl Writer {
         base: &Path,
         stop: &Stop,
     ) -> Result<Vec<Submodule>, Fault> {
-        let damage = |error| Fault::damage(error, "read the commit's tree");
+        let damage = |error| Fault::of_mirror(error, "read the commit's tree");
         let commit = Oid::from_str(sha).and_then(|id| repository.find_commit(id)).map_err(damage)?;
         let top = commit.tree().map_err(damage)?;
         let objects = repository.odb().map_err(damage)?;
@@ -176,7 +180,7 @@ impl Writer {
         let size = self.size_of(objects, id, path)?;
         self.limit("file_bytes_max", size, self.policy.limits.file_bytes_max, path)?;
         self.count(size, path)?;
-        let object = objects.read(id).map_err(|error| Fault::damage(error, "read a file"))?;
+        let object = objects.read(id).map_err(|error| Fault::of_mirror(error, "read a file"))?;
         let options = OpenOptions::new().write(true).create_new(true).mode(mode).open(self.root.join(path));
         let written = options.and_then(|mut file| file.write_all(object.data()));
         written.map_err(|error| of_file(error, format!("write {}", shown(path))).into())
@@ -186,7 +190,7 @@ impl Writer {
         let size = self.size_of(objects, id, &path)?;
         self.limit("4095 bytes for a link's target", size, 4095, &path)?;
         self.count(size, &path)?;
-        let object = objects.read(id).map_err(|error| Fault::damage(error, "read a link"))?;
+        let object = objects.read(id).map_err(|error| Fault::of_mirror(error, "read a link"))?;
         check_link(object.data(), depth)
             .map_err(|reason| refused(&path, &format!("is a symbolic link whose target {reason}")))?;
         self.links.push((path, object.data().to_vec()));
@@ -195,7 +199,8 @@ impl Writer {
 
     /// The size is known before the content is unpacked: a small pack may hold a very large file.
     fn size_of(&self, objects: &Odb<'_>, id: Oid, path: &Path) -> Result<u64, Fault> {
-        let header = objects.read_header(id).map_err(|error| Fault::damage(error, "read a file's size"))?;
+        let header =
+            objects.read_header(id).map_err(|error| Fault::of_mirror(error, "read a file's size"))?;
         match header {
             (size, ObjectType::Blob) => Ok(size as u64),
             _ => Err(refused(path, "is not a file's content").into()),
@@ -244,7 +249,7 @@ fn read_gitmodules(repository: &Repository, top: &Tree<'_>) -> Result<BTreeMap<S
     else {
         return Ok(BTreeMap::new());
     };
-    let damage = |error| Fault::damage(error, "read .gitmodules");
+    let damage = |error| Fault::of_mirror(error, "read .gitmodules");
     let objects = repository.odb().map_err(damage)?;
     let (size, _) = objects.read_header(entry.id()).map_err(damage)?;
     if size as u64 > gitmodules::BYTES_MAX {
@@ -265,6 +270,6 @@ fn shown(path: &Path) -> String {
 
 /// Puts a finished directory in its place, instead of what may be there.
 pub(crate) fn put_in_place(from: &Path, to: &Path) -> Result<()> {
-    let placed = crate::mirror::remove_directory(to).and_then(|()| fs::rename(from, to));
+    let placed = crate::leftovers::remove_directory(to).and_then(|()| fs::rename(from, to));
     placed.map_err(|error| of_file(error, "put the checkout in its place"))
 }

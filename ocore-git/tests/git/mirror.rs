@@ -224,6 +224,81 @@ async fn a_mirror_with_too_many_packs_is_made_anew() {
     }
 }
 
+/// Holds the lock of the bench's only mirror.
+fn hold_lock(bench: &Bench) -> fs::File {
+    let lock = bench.mirrors()[0].with_extension("lock");
+    let file = fs::File::open(lock).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    file
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_mirror_is_made_anew_once_for_all_who_wait() {
+    let bench = Bench::new();
+    fill(&bench, 5);
+    let commit = bench.fetch("main").await.unwrap();
+    let contexts: Vec<_> =
+        (1..6).map(|number| bench.context_of(number, 1, CancellationToken::new())).collect();
+    fs::write(bench.mirrors()[0].join("damaged"), "").unwrap();
+    let lock = hold_lock(&bench);
+    let mut calls =
+        Box::pin(join_all(contexts.iter().map(|context| bench.source.checkout(context, &commit))));
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut calls).await.is_err(), "they wait");
+    drop(lock);
+    calls.await.into_iter().for_each(|checkout| drop(checkout.unwrap()));
+    assert_eq!(bench.times_made_anew(), 1);
+}
+
+#[tokio::test]
+async fn a_mirror_stays_until_there_is_another() {
+    let bench = Bench::with_policy(SourcePolicy::default().allow_local_paths().limits(|l| l.packs_max = 1));
+    let lost = fill(&bench, 1);
+    bench.fetch("main").await.unwrap();
+    // The first commit is lost to a forced push, and its mirror has too many packs.
+    bench.open().find_reference("refs/heads/main").unwrap().delete().unwrap();
+    commit(&bench.open(), &[(b"other", Entry::File(b"x"))]);
+    bench.fetch("main").await.unwrap();
+    let away = bench.repository.with_extension("away");
+    fs::rename(&bench.repository, &away).unwrap();
+    for damaged in [false, true] {
+        if damaged {
+            fs::write(bench.mirrors()[0].join("damaged"), "").unwrap();
+        }
+        let error = bench.fetch("main").await.unwrap_err();
+        assert!(error.to_string().contains("no such directory"), "{error}");
+        assert_eq!(bench.mirrors().len(), 1, "nothing is left beside it");
+    }
+    fs::remove_file(bench.mirrors()[0].join("damaged")).unwrap();
+    let found = bench.source.fetch(&bench.context(), &Revision::Commit(lost.clone())).await.unwrap();
+    assert_eq!(found.sha, lost);
+    bench.source.checkout(&bench.context(), &found).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_the_dead_have_left_is_removed() {
+    let bench = Bench::new();
+    fill(&bench, 1);
+    bench.fetch("main").await.unwrap();
+    let lock = hold_lock(&bench);
+    let name = bench.mirrors()[0].file_name().unwrap().to_str().unwrap().to_owned();
+    let mirrors = ["gone", "new"].map(|end| bench.root.join(format!("mirrors/.{name}.0123.{end}")));
+    let checkouts = ["1-1.0123", "2-1.0123.gone"].map(|name| bench.root.join(format!("checkouts/.{name}")));
+    let held = bench.root.join("checkouts/.3-1.0123");
+    let make = |path: &std::path::PathBuf| fs::create_dir_all(path.join("inside")).unwrap();
+    mirrors.iter().chain(&checkouts).chain([&held]).for_each(make);
+    let holder = fs::File::open(&held).unwrap();
+    rustix::fs::flock(&holder, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    GitSource::new(&bench.root).unwrap();
+    assert!(checkouts.iter().all(|path| !path.exists()));
+    assert!(held.exists() && mirrors.iter().all(|path| path.exists()), "what somebody holds stays");
+    drop(lock);
+    GitSource::new(&bench.root).unwrap();
+    assert!(held.exists() && mirrors.iter().all(|path| !path.exists()));
+    mirrors.iter().for_each(make);
+    bench.fetch("main").await.unwrap();
+    assert!(mirrors.iter().all(|path| !path.exists()), "whoever has the lock sweeps too");
+}
+
 #[tokio::test]
 async fn earlier_checkouts_of_the_deployment_are_removed_and_later_ones_win() {
     let bench = Bench::new();
@@ -290,12 +365,7 @@ async fn a_lock_that_somebody_else_holds_is_waited_for_and_a_cancel_ends_the_wai
     let bench = Bench::new();
     fill(&bench, 1);
     bench.fetch("main").await.unwrap();
-    let lock = crate::support::names(&bench.root.join("mirrors"))
-        .into_iter()
-        .find(|name| name.ends_with(".lock"))
-        .unwrap();
-    let file = fs::File::open(bench.root.join("mirrors").join(lock)).unwrap();
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let file = hold_lock(&bench);
     let token = CancellationToken::new();
     let (context, main) = (bench.context_of(1, 1, token.clone()), Revision::Branch("main".to_owned()));
     let mut fetch = Box::pin(bench.source.fetch(&context, &main));

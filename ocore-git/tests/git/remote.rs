@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::support::{
-    Behind, Bench, Entry, at_rest, commit, files_below,
+    Behind, Bench, Entry, at_rest, commit, commit_tree, files_below,
     host::{Host, Manner, REDIRECT_WITHOUT_QUERY, TOKEN, USER, project},
     noise, read_directory,
 };
@@ -312,6 +312,28 @@ async fn an_empty_repository_says_so_over_http() {
     let error = bench.fetch("main").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Permanent);
     assert!(error.to_string().contains("is empty"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_that_is_broken_at_its_origin_is_cloned_once_more_and_then_refused() {
+    let (bench, _host) = over_http(plain());
+    let repository = bench.open();
+    let good = commit(&repository, &[(b"a", Entry::File(b"x"))]);
+    // git takes the mode for a file's; libgit2 does not read the tree at all.
+    let blob = repository.blob(b"x").unwrap();
+    let tree = [&b"1100644 a\0"[..], blob.as_bytes()].concat();
+    let tree = repository.odb().unwrap().write(git2::ObjectType::Tree, &tree).unwrap();
+    commit_tree(&repository, "broken", "a broken commit", tree);
+    let broken = bench.fetch("broken").await.unwrap();
+    let first = bench.source.checkout(&bench.context(), &broken).await.unwrap_err();
+    assert_eq!(first.kind(), ErrorKind::Transient, "{first}");
+    let second = bench.source.checkout(&bench.context(), &broken).await.unwrap_err();
+    assert_eq!(second.kind(), ErrorKind::Permanent, "{second}");
+    assert!(second.to_string().contains("the repository itself is broken"), "{second}");
+    assert_eq!(bench.times_made_anew(), 1);
+    // Other commits of the repository are none the worse for it.
+    assert_eq!(bench.checkout().await.unwrap().commit.sha, good.to_string());
+    assert_eq!(bench.times_made_anew(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -85,6 +85,11 @@ impl Bench {
         names(&self.root.join("checkouts"))
     }
 
+    pub(crate) fn times_made_anew(&self) -> usize {
+        let lines = self.sink.lines.lock().unwrap();
+        lines.iter().filter(|line| line.contains("the mirror is made anew")).count()
+    }
+
     pub(crate) fn mirrors(&self) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.root.join("mirrors")).unwrap();
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()

@@ -62,7 +62,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// 4 MiB each. Whoever kills that process breaks the application's output.
 ///
 /// **Its end.** [`stop`](Runtime::stop) asks every process of the instance to end (SIGTERM), waits for the
-/// [grace period](Self::grace), then kills. Nothing starts it again by itself, the machine's restart neither. A worker
+/// [grace period](Self::grace), then kills. A start does the same to processes of other deployments that it finds in the
+/// instance: when the store's file was lost, nobody knows of them any more. Nothing starts it again by itself, the machine's restart neither. A worker
 /// that is a systemd service needs `KillMode=process`: otherwise its instances are killed with it.
 ///
 /// ```
@@ -144,7 +145,7 @@ impl LocalRuntime {
         name: Name,
     ) -> Result<Started> {
         let launch = self.launch(context, instance, release, name)?;
-        place.refuse_others(name.deployment)?;
+        place.end_others(context, name.deployment, self.grace).await?;
         let running = place.records.all()?.into_iter().find(|record| {
             record.kind == Kind::Web
                 && record.deployment == name.deployment
@@ -210,7 +211,7 @@ impl Runtime for LocalRuntime {
         let name = Name { deployment: context.deployment(), fence: context.fence(), kind: Kind::Release };
         let place = self.place(context, instance);
         let launch = self.launch(context, instance, release, name)?;
-        update::run(context, &place, instance, &launch, name).await
+        update::run(context, &place, instance, &launch, name, self.grace).await
     }
 
     async fn start(&self, context: &Context, instance: &Instance, release: &Release) -> Result<Started> {

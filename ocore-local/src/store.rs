@@ -137,9 +137,11 @@ impl QueueStore for SqliteStore {
     }
 
     async fn claim(&self, worker: &Worker, busy: &[EnvironmentName]) -> StoreResult<Claimed> {
-        let (worker, busy) = (worker.clone(), busy.to_vec());
+        let (worker, busy, fence_min) = (worker.clone(), busy.to_vec(), self.database.fence_min());
         self.database
-            .write_silently("claim a lane", move |db, now| Box::pin(claim::claim(db, worker, busy, now)))
+            .write_silently("claim a lane", move |db, now| {
+                Box::pin(claim::claim(db, worker, busy, fence_min, now))
+            })
             .await
     }
 

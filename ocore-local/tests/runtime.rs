@@ -368,9 +368,13 @@ async fn a_process_without_a_record_is_found() {
     fixture.runtime.start(&caller.call(1, 2), caller.instance(), &release).await.unwrap();
     assert_eq!(fixture.serving().await, 1, "it runs twice");
     fs::remove_file(fixture.record()).unwrap();
-    let error = fixture.runtime.start(&caller.call(2, 3), caller.instance(), &release).await.unwrap_err();
-    assert!(error.to_string().contains("it must be stopped first"), "{error}");
-    fixture.withdraw(&caller).await;
+    let context = caller.call(2, 3);
+    let started = fixture.runtime.start(&context, caller.instance(), &release).await.unwrap();
+    assert_eq!(fixture.serving().await, 1, "two deployments run in one instance");
+    let seen = fixture.runtime.inspect(&context, caller.instance(), &started).await.unwrap();
+    assert_eq!(seen, Observation::Up);
+    fixture.runtime.withdraw(&context, caller.instance()).await.unwrap();
+    assert_eq!(processes(fixture.root.path()), []);
 }
 
 #[tokio::test]

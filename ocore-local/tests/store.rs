@@ -4,8 +4,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use ocore_core::{
-    port::{QueueStore, Store, StoreError, StoreErrorKind},
-    testing::laws::store::Fixture,
+    id::WorkerId,
+    name::PoolName,
+    port::{Claimed, EnvironmentStore, QueueStore, Store, StoreError, StoreErrorKind, Worker},
+    request::Trigger,
+    testing::laws::store::{Fixture, lab},
 };
 use ocore_local::{Durability, SqliteStore};
 
@@ -105,6 +108,42 @@ async fn a_damaged_file_is_named_so() {
     let error = refused(&path).await;
     assert_eq!(error.kind(), StoreErrorKind::Broken);
     assert!(error.to_string().contains("damaged"), "{error}");
+}
+
+/// A store's file is lost, and another takes its place; the world still knows the fences of the first.
+#[tokio::test]
+async fn fences_go_on_above_those_of_a_file_that_was_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, backup) = (directory.path().join("store.sqlite"), directory.path().join("backup.sqlite"));
+    let store = SqliteStore::open(&path).await.unwrap();
+    let environment = lab::environment("web", |spec| spec);
+    let enqueue = async |store: &SqliteStore, number| {
+        let new = lab::new_deployment(number, environment.name(), Trigger::Manual);
+        store.enqueue(new, lab::at(0)).await.unwrap();
+    };
+    let claim = async |store: &SqliteStore, number| {
+        let id = WorkerId::from_u128(number);
+        let worker = Worker::new(id, vec![PoolName::default()], Duration::from_secs(10));
+        store.heartbeat(&worker).await.unwrap();
+        match store.claim(&worker, &[]).await.unwrap() {
+            Claimed::Work(claim) => claim.fence,
+            other => panic!("nothing was claimed: {other:?}"),
+        }
+    };
+    store.save_environment(&environment).await.unwrap();
+    enqueue(&store, 1).await;
+    execute(&path, "PRAGMA wal_checkpoint(TRUNCATE)").await;
+    std::fs::copy(&path, &backup).unwrap();
+    let lost = claim(&store, 1).await;
+    drop(store);
+
+    let restored = claim(&SqliteStore::open(&backup).await.unwrap(), 2).await;
+    assert!(restored > lost, "{restored} comes after {lost}");
+    let anew = SqliteStore::open(directory.path().join("anew.sqlite")).await.unwrap();
+    anew.save_environment(&environment).await.unwrap();
+    enqueue(&anew, 2).await;
+    let begun = claim(&anew, 3).await;
+    assert!(begun > restored, "{begun} comes after {restored}");
 }
 
 #[tokio::test]

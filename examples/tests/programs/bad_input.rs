@@ -4,7 +4,7 @@ use std::{fs, net::TcpListener};
 
 use ocore_examples::sample_app::Manifest;
 
-use crate::program::Site;
+use crate::program::{Site, processes};
 
 /// A site whose version 1 serves.
 fn serving() -> Site {
@@ -109,4 +109,43 @@ fn state_directories() {
     fs::create_dir(site.path("corrupt")).unwrap();
     fs::write(site.path("corrupt/ocore.sqlite"), "this is no database".repeat(1000)).unwrap();
     check(&site, &[&deploy[..], &["corrupt"]].concat(), 2, "ocore.sqlite");
+}
+
+#[test]
+fn a_damaged_state_file_is_replaced_as_the_error_says() {
+    let site = serving();
+    let state = |end: &str| site.path(&format!(".ocore/ocore.sqlite{end}"));
+    let (kept, endings) = (site.path("backup"), ["", "-wal", "-shm"]);
+    fs::create_dir(&kept).unwrap();
+    for end in endings.iter().filter(|end| state(end).exists()) {
+        fs::copy(state(end), kept.join(format!("x{end}"))).unwrap();
+    }
+    site.commit(&Manifest::new("2", 2));
+    site.run(&["--ref", "main"]).expect(0, "Running after");
+    let damage = |version: &str| {
+        let mut bytes = fs::read(state("")).unwrap();
+        bytes[100..].fill(0xa5);
+        fs::write(state(""), bytes).unwrap();
+        for end in endings[1..].iter().filter(|end| state(end).exists()) {
+            fs::write(state(end), "").unwrap();
+        }
+        let refused = site.run(&["--ref", "main"]).expect(2, "the file is damaged; restore it from a backup");
+        assert!(refused.text.contains("or move it away to begin anew"), "{}", refused.text);
+        assert_eq!(site.version(), version);
+        for end in endings.iter().filter(|end| state(end).exists()) {
+            fs::remove_file(state(end)).unwrap();
+        }
+    };
+    damage("2");
+    for end in endings.iter().filter(|end| kept.join(format!("x{end}")).exists()) {
+        fs::copy(kept.join(format!("x{end}")), state(end)).unwrap();
+    }
+    site.commit(&Manifest::new("3", 3));
+    site.run(&["--ref", "main"]).expect(0, "Running after");
+    assert_eq!((site.version(), processes(&site.path(""), "serve")), ("3".to_owned(), 1));
+    damage("3");
+    site.commit(&Manifest::new("4", 4));
+    site.deploy().expect(0, "Running after");
+    assert_eq!((site.version(), processes(&site.path(""), "serve")), ("4".to_owned(), 1));
+    assert_eq!(site.statuses(), ["Running"]);
 }

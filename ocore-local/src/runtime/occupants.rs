@@ -137,15 +137,20 @@ impl Place {
         }
     }
 
-    /// Refuses while processes of other deployments run in the instance: two versions must never work on its data.
-    pub(super) fn refuse_others(&self, deployment: DeploymentId) -> Result<()> {
-        match self.chosen(&|name: Name| name.deployment != deployment)?.first() {
-            None => Ok(()),
-            Some((name, process)) => Err(Error::permanent(format!(
-                "process {} ({}) of deployment {} still runs in the instance: it must be stopped first",
-                process.pid, process.name, name.deployment
-            ))),
+    /// Ends what other deployments have running in the instance: two versions must never work on its data. Whoever
+    /// calls has stopped the one that was live; what is left is known to no store any more, as when its file was lost.
+    pub(super) async fn end_others(
+        &self,
+        context: &Context,
+        deployment: DeploymentId,
+        grace: Duration,
+    ) -> Result<()> {
+        let others = |name: Name| name.deployment != deployment;
+        for (name, process) in self.chosen(&others)? {
+            let (pid, program) = (process.pid, process.name);
+            context.log(format!("process {pid} ({program}) of deployment {} is ended", name.deployment));
         }
+        self.end(others, grace).await
     }
 
     /// Refuses a call that was overtaken by one with a higher fence.

@@ -32,9 +32,10 @@ pub(super) async fn run(
     instance: &Instance,
     launch: &Launch,
     name: Name,
+    grace: Duration,
 ) -> Result<()> {
     let held = place.fenced.enter(context).await?;
-    place.refuse_others(name.deployment)?;
+    place.end_others(context, name.deployment, grace).await?;
     // What an earlier call started, of a worker that is dead or has lost the lane: it must not write any more.
     place.end(|found| found.deployment == name.deployment, Duration::ZERO).await?;
     if context.is_cancelled() {

@@ -6,7 +6,7 @@ use futures::TryStreamExt;
 use ocore_core::{
     deployment::Deployment,
     environment::Environment,
-    id::WorkerId,
+    id::{Fence, WorkerId},
     name::EnvironmentName,
     port::{Beat, Claim, Claimed, Held, Worker},
     release::Live,
@@ -60,6 +60,7 @@ pub(super) async fn claim(
     db: &mut SqliteConnection,
     worker: Worker,
     busy: Vec<EnvironmentName>,
+    fence_min: Fence,
     now: i64,
 ) -> sqlx::Result<Claimed> {
     if !is_alive(db, worker.id, now).await? {
@@ -68,6 +69,7 @@ pub(super) async fn claim(
     match choose(db, &worker, &busy, now).await? {
         Some(name) => {
             let mut lane = Lane::of(db, &name).await?;
+            lane.fence = lane.fence.max(fence_min);
             Ok(Claimed::Work(Box::new(take(db, &mut lane, worker.id).await?)))
         }
         None => Ok(Claimed::Idle { next: next(db, &worker, now).await? }),

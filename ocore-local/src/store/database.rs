@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use ocore_core::port::{StoreError, StoreErrorKind, StoreResult};
+use ocore_core::{
+    id::Fence,
+    port::{StoreError, StoreErrorKind, StoreResult},
+};
 use sqlx::{
     ConnectOptions, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqlitePoolOptions},
@@ -57,6 +60,10 @@ impl Database {
 
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn fence_min(&self) -> Fence {
+        self.clock.fence_min()
     }
 
     pub(super) fn changed(&self) -> Notified<'_> {

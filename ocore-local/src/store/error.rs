@@ -17,7 +17,10 @@ const fn advice(code: i32) -> Option<&'static str> {
         5 | 6 => "another process holds the file for too long; see which one, and end it if it hangs",
         8 => "the file or its directory cannot be written; give this user the right to write there",
         10 => "the disk failed to read or write; see whether it is full, and look into the system's log",
-        11 => "the file is damaged; restore it from a backup, or move it away to begin anew",
+        11 => {
+            "the file is damaged; restore it from a backup, or move it away to begin anew; in both cases move away \
+             what is beside it under its name with -wal and -shm"
+        }
         13 => "the disk is full; free some space, then try again",
         14 => {
             "the file cannot be opened; its directory must exist, and this user must be able to write there"

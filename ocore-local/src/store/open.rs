@@ -1,8 +1,14 @@
 //! Opens the file, and brings it up to date.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use ocore_core::port::{StoreError, StoreErrorKind, StoreResult};
+use ocore_core::{
+    id::Fence,
+    port::{StoreError, StoreErrorKind, StoreResult},
+};
 use sqlx::{
     ConnectOptions, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -53,6 +59,17 @@ impl Clock {
             Self::Manual(executor, _) => executor.now(),
         };
         i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
+
+    /// What the next fence that is claimed must not be below: the wall clock's milliseconds. A file that is begun anew or
+    /// restored from a backup so goes on above every fence that was given before, which the world may remember.
+    pub(super) fn fence_min(&self) -> Fence {
+        let since = match self {
+            Self::Boot => SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+            #[cfg(test)]
+            Self::Manual(..) => Duration::ZERO,
+        };
+        Fence::new(u64::try_from(since.as_millis()).unwrap_or(0))
     }
 
     /// Which boot the time counts from.

@@ -152,7 +152,7 @@ async fn many_processes_can_make_the_same_file_at_once() {
     let path = directory.path().join("store.sqlite");
     let opened = (0..8).map(|_| SqliteStore::open(&path));
     for store in futures::future::join_all(opened).await {
-        assert_eq!(ocore_core::port::EnvironmentStore::environments(&store.unwrap()).await.unwrap(), []);
+        assert_eq!(store.unwrap().environments().await.unwrap(), []);
     }
 }
 

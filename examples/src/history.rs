@@ -130,6 +130,7 @@ pub fn outcome(deployment: &Deployment) -> String {
 #[must_use]
 pub fn loss(loss: &Loss) -> String {
     match loss {
+        Loss::SaidBefore => "it was accepted before: what will be lost was said then".to_owned(),
         Loss::Nothing => "nothing will be lost: the data stays as it is".to_owned(),
         Loss::Since { moments, .. } => match moments.values().min() {
             Some(moment) => {

@@ -38,7 +38,7 @@ pub use self::{
     environments::Resolution,
     error::EngineError,
     history::Details,
-    requests::Accepted,
+    requests::{Accepted, Pushed, RetryRequest},
     rollback::{Loss, RollbackPreview, RollbackRequest},
     watch::Watch,
 };

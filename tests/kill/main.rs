@@ -233,8 +233,8 @@ impl World {
         let ids = |accepted: Vec<ocore_core::engine::Accepted>| {
             accepted.into_iter().map(|it| it.id).collect::<Vec<_>>()
         };
-        let first = ids(self.engine.push(push.clone()).await?);
-        let second = ids(self.engine.push(push).await?);
+        let first = ids(self.engine.push(push.clone()).await?.all()?);
+        let second = ids(self.engine.push(push).await?.all()?);
         assert_eq!(first, second, "a delivery that was told twice was accepted twice");
         self.accepted.extend(first);
         Ok(())

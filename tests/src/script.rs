@@ -53,7 +53,8 @@ async fn deploy(cluster: &Cluster, client: &Engine, number: usize, kind: Kind) {
 async fn push(cluster: &Cluster, client: &Engine, number: usize, kind: Kind) {
     let sha = cluster.world.push("main", "a commit", kind.behaviour());
     let accepted = insist(cluster, || {
-        client.push(Push::new(REPOSITORY, "main", &sha, format!("delivery-{number}")).actor("git"))
+        let push = Push::new(REPOSITORY, "main", &sha, format!("delivery-{number}")).actor("git");
+        async { client.push(push).await?.all() }
     });
     if let Some(Ok(accepted)) = accepted.await {
         for accepted in accepted {

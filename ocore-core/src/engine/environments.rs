@@ -1,9 +1,10 @@
 use super::{Engine, EngineError, requests::Accepted};
 use crate::{
     environment::{Environment, EnvironmentSpec},
+    id::DeploymentId,
     machine::Outcome,
     name::EnvironmentName,
-    port::{Acknowledged, EnvironmentRecord, Saved},
+    port::{Acknowledged, EnvironmentRecord, Filter, Saved},
     request::{Goal, Request, Trigger},
 };
 
@@ -77,6 +78,8 @@ impl Engine {
     /// Resolves an environment whose last deployment could not be undone: goes on with the undo, or takes note
     /// that a person has put things right. With [`Resolution::Resume`] the answer is the recovery's deployment.
     ///
+    /// Asked again while the recovery waits or is under way, the answer is the same.
+    ///
     /// # Errors
     /// [`EngineError::NoAttention`] if the environment waits for nobody.
     pub async fn resolve(
@@ -107,8 +110,27 @@ impl Engine {
                 let goal = Goal::Recover(undo.clone());
                 let trigger = Trigger::Recovery { of: stranded };
                 let request = Request { trigger, actor: actor.into(), goal, key: None };
-                self.enqueue(name, request).await.map(Some)
+                match self.enqueue(name.clone(), request).await {
+                    Err(EngineError::NoAttention { .. }) => self.recovery(&name, stranded).await.map(Some),
+                    answer => answer.map(Some),
+                }
             }
         }
+    }
+
+    /// The recovery of a stranded deployment that is not over.
+    async fn recovery(
+        &self,
+        environment: &EnvironmentName,
+        stranded: DeploymentId,
+    ) -> Result<Accepted, EngineError> {
+        let filter = Filter { answers: Some(stranded), ..Filter::environment(environment.clone()) };
+        let page = self.shared.in_time(self.shared.store.history(&filter, None, 1)).await?;
+        let recovery = page
+            .deployments
+            .into_iter()
+            .find(|it| matches!(it.request.trigger, Trigger::Recovery { .. }) && !it.status().is_final());
+        let no_attention = || EngineError::NoAttention { environment: environment.clone() };
+        recovery.map(Accepted::before).ok_or_else(no_attention)
     }
 }

@@ -43,6 +43,12 @@ pub enum EngineError {
         /// Its pattern.
         pattern: String,
     },
+    /// A text that must not be empty.
+    #[error("the {what} is empty; give a unique one, or leave it out")]
+    Empty {
+        /// Which text.
+        what: &'static str,
+    },
     /// Too long a text in a request.
     #[error("the {what} has more than {length_max} characters")]
     TooLong {

@@ -4,7 +4,7 @@ use crate::{
     id::DeploymentId,
     machine::Status,
     name::EnvironmentName,
-    port::{CancelAnswer, Enqueued},
+    port::{CancelAnswer, Enqueued, Filter},
     request::{DeployRequest, Goal, NewDeployment, Push, Request, Revision, Trigger},
 };
 
@@ -25,12 +25,71 @@ pub struct Accepted {
     pub superseded: Vec<DeploymentId>,
 }
 
+impl Accepted {
+    pub(super) fn before(deployment: Deployment) -> Self {
+        let Deployment { id, environment, .. } = deployment;
+        Self { id, environment, existing: true, superseded: Vec::new() }
+    }
+}
+
+/// What came of a push: each environment that it is meant for answers for itself.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Pushed {
+    /// The deployments of the environments that accepted it.
+    pub accepted: Vec<Accepted>,
+    /// The environments that refused it, and why. Told again with the same delivery id, those that accepted it
+    /// answer as they did, and the others are asked anew.
+    pub refused: Vec<(EnvironmentName, EngineError)>,
+}
+
+impl Pushed {
+    /// The deployments, for those who take the refusal of one environment for that of all.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn all(self) -> Result<Vec<Accepted>, EngineError> {
+        match self.refused.into_iter().next() {
+            Some((_, refusal)) => Err(refusal),
+            None => Ok(self.accepted),
+        }
+    }
+}
+
+/// A request to try a deployment again that did not end Running.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a request does nothing until it is passed to Engine::retry"]
+pub struct RetryRequest {
+    of: DeploymentId,
+    actor: String,
+    key: Option<String>,
+}
+
+impl RetryRequest {
+    /// Another try of this deployment.
+    pub const fn of(of: DeploymentId) -> Self {
+        Self { of, actor: String::new(), key: None }
+    }
+
+    /// Who asks, for the history.
+    pub fn actor(mut self, actor: impl Into<String>) -> Self {
+        self.actor = actor.into();
+        self
+    }
+
+    /// A second request with the same key returns the first one's deployment.
+    pub fn idempotency_key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+}
+
 impl Engine {
     /// Asks for a deployment. Returns as soon as it is stored in the queue.
     ///
     /// # Errors
     /// [`EngineError::NoSuchEnvironment`], [`EngineError::InvalidRevision`], [`EngineError::NoRevision`],
-    /// [`EngineError::QueueFull`].
+    /// [`EngineError::QueueFull`], [`EngineError::Empty`], [`EngineError::TooLong`].
     pub async fn deploy(&self, request: DeployRequest) -> Result<Accepted, EngineError> {
         let record = self.environment(&request.environment).await?;
         let environment = &record.environment;
@@ -53,13 +112,19 @@ impl Engine {
     /// Tells of a push: every environment that maps the branch of this repository, and deploys pushes by itself,
     /// gets a deployment. The delivery's id is the idempotency key: told twice, it is accepted once.
     ///
+    /// An environment that refuses, because its queue is full or the store fails, keeps no other from accepting: the
+    /// answer says who did what.
+    ///
     /// # Errors
-    /// As [`deploy`](Self::deploy). If one environment refuses, those before it have accepted; tell it again.
-    pub async fn push(&self, push: Push) -> Result<Vec<Accepted>, EngineError> {
+    /// [`EngineError::InvalidRevision`], [`EngineError::Empty`] and [`EngineError::TooLong`] where the push itself is
+    /// wrong; [`EngineError::Store`] if the environments cannot be read.
+    pub async fn push(&self, push: Push) -> Result<Pushed, EngineError> {
+        let actor = checked("actor", push.actor)?;
+        let delivery = checked_key("delivery id", push.delivery)?;
         Revision::Branch(push.branch.clone()).check()?;
         let revision = Revision::Commit(push.commit);
         revision.check()?;
-        let mut accepted = Vec::new();
+        let mut pushed = Pushed::default();
         for record in self.environments().await? {
             let environment = &record.environment;
             let meant = same_repository(environment.repository(), &push.repository)
@@ -68,14 +133,17 @@ impl Engine {
             if meant {
                 let request = Request {
                     trigger: Trigger::Push,
-                    actor: push.actor.clone(),
+                    actor: actor.clone(),
                     goal: Goal::Deploy(revision.clone()),
-                    key: Some(push.delivery.clone()),
+                    key: Some(delivery.clone()),
                 };
-                accepted.push(self.enqueue(environment.name().clone(), request).await?);
+                match self.enqueue(environment.name().clone(), request).await {
+                    Ok(accepted) => pushed.accepted.push(accepted),
+                    Err(refusal) => pushed.refused.push((environment.name().clone(), refusal)),
+                }
             }
         }
-        Ok(accepted)
+        Ok(pushed)
     }
 
     /// Tries a deployment again that did not end Running: a new deployment of the same commit.
@@ -83,12 +151,12 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoSuchDeployment`]; [`EngineError::NotOver`]; [`EngineError::Over`] if it ended Running, or
     /// is a recovery, which [`resolve`](Self::resolve) tries again.
-    pub async fn retry(
-        &self,
-        id: DeploymentId,
-        actor: impl Into<String> + Send,
-    ) -> Result<Accepted, EngineError> {
+    pub async fn retry(&self, request: RetryRequest) -> Result<Accepted, EngineError> {
+        let RetryRequest { of: id, actor, key } = request;
         let deployment = self.deployment(id).await?;
+        if let Some(accepted) = self.accepted_before(&deployment.environment, key.as_deref()).await? {
+            return Ok(accepted);
+        }
         let status = deployment.status();
         if !status.is_final() {
             return Err(EngineError::NotOver { id, waiting: self.waiting(id).await? });
@@ -99,7 +167,7 @@ impl Engine {
             (Goal::Deploy(_), Some(commit)) => Goal::Deploy(Revision::Commit(commit.sha.clone())),
             (goal, _) => goal.clone(),
         };
-        let request = Request { trigger: Trigger::Retry { of: id }, actor: actor.into(), goal, key: None };
+        let request = Request { trigger: Trigger::Retry { of: id }, actor, goal, key };
         self.enqueue(deployment.environment, request).await
     }
 
@@ -120,6 +188,20 @@ impl Engine {
         }
     }
 
+    /// What a request with this key, to this environment, was answered before: asking again gives that answer, even
+    /// if it would be refused by now.
+    pub(super) async fn accepted_before(
+        &self,
+        environment: &EnvironmentName,
+        key: Option<&str>,
+    ) -> Result<Option<Accepted>, EngineError> {
+        let Some(key) = key else { return Ok(None) };
+        let key = Some(checked_key("idempotency key", key.to_owned())?);
+        let filter = Filter { key, ..Filter::environment(environment.clone()) };
+        let page = self.shared.in_time(self.shared.store.history(&filter, None, 1)).await?;
+        Ok(page.deployments.into_iter().next().map(Accepted::before))
+    }
+
     pub(super) async fn enqueue(
         &self,
         environment: EnvironmentName,
@@ -127,19 +209,17 @@ impl Engine {
     ) -> Result<Accepted, EngineError> {
         let mut request = request;
         request.actor = checked("actor", request.actor)?;
-        request.key = request.key.map(|key| checked("idempotency key", key)).transpose()?;
+        request.key = request.key.map(|key| checked_key("idempotency key", key)).transpose()?;
         let id = DeploymentId::fresh(&*self.shared.executor);
         let new = NewDeployment { id, environment: environment.clone(), request };
         let enqueued = self.shared.store.enqueue(new, self.shared.executor.utc());
         let answer = self.shared.in_time(enqueued).await?;
         self.shared.tell_of_work();
-        let accepted = |deployment: Box<Deployment>, existing, superseded| {
-            let Deployment { id, environment, .. } = *deployment;
-            Accepted { id, environment, existing, superseded }
-        };
         match answer {
-            Enqueued::Accepted { deployment, superseded } => Ok(accepted(deployment, false, superseded)),
-            Enqueued::Existing(deployment) => Ok(accepted(deployment, true, Vec::new())),
+            Enqueued::Accepted { deployment, superseded } => {
+                Ok(Accepted { id: deployment.id, environment, existing: false, superseded })
+            }
+            Enqueued::Existing(deployment) => Ok(Accepted::before(*deployment)),
             Enqueued::NoSuchEnvironment => {
                 Err(EngineError::NoSuchEnvironment { name: environment.to_string() })
             }
@@ -147,6 +227,14 @@ impl Engine {
             Enqueued::NotWaiting => Err(EngineError::NoAttention { environment }),
         }
     }
+}
+
+/// An empty key would be the key of everybody who has none.
+fn checked_key(what: &'static str, key: String) -> Result<String, EngineError> {
+    if key.trim().is_empty() {
+        return Err(EngineError::Empty { what });
+    }
+    checked(what, key)
 }
 
 fn checked(what: &'static str, text: String) -> Result<String, EngineError> {

@@ -75,6 +75,8 @@ pub enum Loss {
     },
     /// The deployment is live still; the deployments that wait before the rollback decide.
     SinceTheNextDeployment,
+    /// The rollback was accepted before, under the same key: what it loses was in the answer then.
+    SaidBefore,
 }
 
 impl Engine {
@@ -114,7 +116,8 @@ impl Engine {
     }
 
     /// Asks for a rollback: a new deployment of the earlier release, with its data or without. Returns at once, and
-    /// says what will be lost.
+    /// says what will be lost. Asked again with the same key, it answers with what was accepted then, whatever has
+    /// become of it.
     ///
     /// # Errors
     /// As [`preview_rollback`](Self::preview_rollback), and [`EngineError::QueueFull`].
@@ -122,9 +125,17 @@ impl Engine {
         &self,
         request: RollbackRequest,
     ) -> Result<(Accepted, RollbackPreview), EngineError> {
+        let target = self.deployment(request.to).await?;
+        if let Some(accepted) = self.accepted_before(&target.environment, request.key.as_deref()).await? {
+            let commit = target.live().map(|live| live.release.commit.clone()).or(target.commit);
+            let no_commit =
+                || EngineError::CannotRollBack { id: target.id, reason: "it was never live".into() };
+            let (commit, loss) = (commit.ok_or_else(no_commit)?, Loss::SaidBefore);
+            return Ok((accepted, RollbackPreview { to: target.id, commit, loss }));
+        }
         let preview = self.preview_rollback(&request).await?;
         let RollbackRequest { to, mode, actor, key } = request;
-        let environment = self.deployment(to).await?.environment;
+        let environment = target.environment;
         let (trigger, goal) = (Trigger::Rollback { to }, Goal::Rollback { to, mode });
         let accepted = self.enqueue(environment, Request { trigger, actor, goal, key }).await?;
         Ok((accepted, preview))

@@ -1,8 +1,8 @@
 use std::{sync::Arc, time::Duration};
 
 use ocore_core::{
-    engine::EngineError,
-    environment::InstanceSpec,
+    engine::{EngineError, RetryRequest},
+    environment::{EnvironmentSpec, InstanceSpec},
     event::EventKind,
     executor::TokioExecutor,
     failure::FailureClass,
@@ -86,19 +86,57 @@ async fn pushes_supersede_each_other_and_are_never_accepted_twice() {
         Push::new("https://git.example.org/shop", "main", sha, delivery).actor("git host")
     };
     let first = push("d1");
-    let one = stage.engine.push(first.clone()).await.unwrap().remove(0);
+    let one = stage.engine.push(first.clone()).await.unwrap().accepted.remove(0);
     let manual = stage.ask("by hand", Behaviour::good()).await;
-    let two = stage.engine.push(push("d2")).await.unwrap().remove(0);
+    let two = stage.engine.push(push("d2")).await.unwrap().accepted.remove(0);
     assert_eq!(two.superseded, [one.id]);
-    let again = stage.engine.push(first).await.unwrap().remove(0);
+    let again = stage.engine.push(first).await.unwrap().accepted.remove(0);
     assert!(again.existing && again.id == one.id);
     let superseded = stage.engine.deployment(one.id).await.unwrap();
     assert_eq!((superseded.status(), superseded.superseded_by()), (Status::Cancelled, Some(two.id)));
     assert_eq!(stage.engine.deployment(manual).await.unwrap().status(), Status::Queued);
     let other = Push::new("https://git.example.org/other", "main", "a".repeat(40), "d3");
-    assert!(stage.engine.push(other).await.unwrap().is_empty());
+    assert!(stage.engine.push(other).await.unwrap().accepted.is_empty());
     let other = Push::new("https://git.example.org/shop", "dev", "a".repeat(40), "d4");
-    assert!(stage.engine.push(other).await.unwrap().is_empty());
+    assert!(stage.engine.push(other).await.unwrap().accepted.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_push_that_one_environment_refuses_reaches_the_others() {
+    let stage = Stage::new().await;
+    for (name, port) in [("a", 1), ("z", 2)] {
+        let spec = EnvironmentSpec::new(name, "https://git.example.org/shop.git")
+            .instance(InstanceSpec::new("web").port(port))
+            .policy(|policy| policy.queue_length_max = 1);
+        stage.engine.save_environment(spec).await.unwrap();
+    }
+    stage.engine.deploy(DeployRequest::manual("a")).await.unwrap();
+    let push = Push::new("https://git.example.org/shop", "main", "a".repeat(40), "d1");
+    for existing in [false, true] {
+        let pushed = stage.engine.push(push.clone()).await.unwrap();
+        let accepted = pushed.accepted.iter().map(|it| (it.environment.as_str(), it.existing));
+        assert_eq!(accepted.collect::<Vec<_>>(), [("shop", existing), ("z", existing)]);
+        let [(environment, refusal)] = &pushed.refused[..] else { panic!("{pushed:?}") };
+        assert_eq!(environment.as_str(), "a");
+        assert!(matches!(refusal, EngineError::QueueFull { length_max: 1, .. }), "{refusal}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_empty_key_is_refused() {
+    let stage = Stage::new().await;
+    let push = |delivery| Push::new("https://git.example.org/shop", "main", "a".repeat(40), delivery);
+    for empty in ["", " "] {
+        let refusal = stage.engine.push(push(empty)).await.unwrap_err().to_string();
+        assert!(refusal.contains("delivery id is empty"), "{refusal}");
+        let request = DeployRequest::manual("shop").idempotency_key(empty);
+        let refusal = stage.engine.deploy(request).await.unwrap_err().to_string();
+        assert!(
+            refusal.contains("idempotency key is empty; give a unique one, or leave it out"),
+            "{refusal}"
+        );
+    }
+    assert!(stage.engine.history(&Filter::default(), None, 10).await.unwrap().deployments.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -202,12 +240,17 @@ async fn what_failed_can_be_tried_again() {
     let mut stage = Stage::new().await;
     stage.work();
     let failed = stage.deploy("first", Behaviour::good().unbuildable()).await;
-    let retry = stage.engine.retry(failed.id, "bob").await.unwrap();
+    let retry = stage.engine.retry(RetryRequest::of(failed.id).actor("bob")).await.unwrap();
     let retried = stage.end(retry.id).await;
     assert_eq!((retried.answers(), retried.commit), (Some(failed.id), failed.commit));
     assert_eq!(stage.engine.details(failed.id).await.unwrap().answered_by, [retry.id]);
+    let request = RetryRequest::of(failed.id).idempotency_key("k");
+    let once = stage.engine.retry(request.clone()).await.unwrap();
+    stage.end(once.id).await;
+    let twice = stage.engine.retry(request).await.unwrap();
+    assert_eq!((once.existing, twice.existing, twice.id), (false, true, once.id));
     let running = stage.deploy("second", Behaviour::good()).await;
-    assert!(matches!(stage.engine.retry(running.id, "bob").await, Err(EngineError::Over { .. })));
+    assert!(matches!(stage.engine.retry(RetryRequest::of(running.id)).await, Err(EngineError::Over { .. })));
 }
 
 #[tokio::test(start_paused = true)]

@@ -156,6 +156,8 @@ async fn an_undo_that_is_hopeless_waits_for_a_person() {
     assert_eq!(waiting.reason, WaitReason::Attention { stranded: id });
 
     let resumed = stage.engine.resolve("shop", Resolution::Resume, "bob").await.unwrap().unwrap();
+    let again = stage.engine.resolve("shop", Resolution::Resume, "bob").await.unwrap().unwrap();
+    assert_eq!((again.id, again.existing), (resumed.id, true), "asked again, the answer is the same");
     let resumed = stage.end(resumed.id).await;
     assert_eq!((resumed.status(), resumed.answers()), (Status::Failed, Some(id)), "it is still corrupt");
     assert_eq!(stage.engine.deployment(next).await.unwrap().status(), Status::Queued);

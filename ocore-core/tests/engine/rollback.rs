@@ -58,6 +58,25 @@ async fn a_rollback_of_the_code_leaves_the_data() {
     assert!(stage.data().unwrap().writes.contains(&kept));
 }
 
+/// The answer may have been lost: the rollback has made its target live meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_rollback_that_was_accepted_is_answered_again() {
+    let mut stage = Stage::new().await;
+    stage.work();
+    let first = stage.deploy("first", Behaviour::good()).await;
+    stage.deploy("second", Behaviour::good()).await;
+    let request = RollbackRequest::to(first.id).idempotency_key("k");
+    let (once, _) = stage.engine.roll_back(request.clone()).await.unwrap();
+    stage.end(once.id).await;
+    let second = stage.deploy("third", Behaviour::good()).await;
+    stage.engine.save_environment(shop().instance(InstanceSpec::new("admin").port(8070))).await.unwrap();
+    let refused = stage.engine.roll_back(RollbackRequest::to(first.id)).await.unwrap_err();
+    assert!(matches!(refused, EngineError::CannotRollBack { .. }), "{refused}");
+    let (twice, preview) = stage.engine.roll_back(request).await.unwrap();
+    assert_eq!((twice.id, twice.existing, preview.loss), (once.id, true, Loss::SaidBefore));
+    assert!(stage.engine.details(second.id).await.unwrap().is_live, "nothing was done again");
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_cannot_be_rolled_back_to_is_said() {
     let mut stage = Stage::new().await;

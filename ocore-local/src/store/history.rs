@@ -71,6 +71,9 @@ pub(super) fn select(filter: &Filter, before: Option<DeploymentId>) -> QueryBuil
     if let Some(id) = filter.answers {
         query.push(" AND ").push_bind(bytes(id)).push(" IN (answers, target)");
     }
+    if let Some(key) = &filter.key {
+        query.push(" AND key = ").push_bind(key.clone());
+    }
     if let Some(id) = filter.replaced {
         query.push(" AND replaced = ").push_bind(bytes(id));
     }

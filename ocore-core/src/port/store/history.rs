@@ -32,6 +32,8 @@ pub struct Filter {
     pub until: Option<DateTime<Utc>>,
     /// That answer this deployment: the rollbacks to it, and the retries and recoveries of it.
     pub answers: Option<DeploymentId>,
+    /// Accepted with this delivery id or idempotency key.
+    pub key: Option<String>,
     /// That replaced this deployment as the live one.
     pub replaced: Option<DeploymentId>,
 }
@@ -55,6 +57,7 @@ impl Filter {
             && self
                 .answers
                 .is_none_or(|id| [deployment.answers(), deployment.rolls_back_to()].contains(&Some(id)))
+            && self.key.as_ref().is_none_or(|key| deployment.request.key.as_ref() == Some(key))
             && self.replaced.is_none_or(|id| deployment.replaced == Some(id))
     }
 }

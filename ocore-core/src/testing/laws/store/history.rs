@@ -71,7 +71,8 @@ pub async fn the_history_is_filtered(fixture: impl Fixture) {
     for trigger in [Trigger::Push, Trigger::Api] {
         lab.enqueue(&other, trigger).await;
     }
-    let late = lab.new_deployment(&lane, Trigger::Push);
+    let mut late = lab.new_deployment(&lane, Trigger::Push);
+    late.request.key = Some("delivery".to_owned());
     lab.store.enqueue(late, at(100)).await.expect("an enqueue is answered");
     let later = lab.new_deployment(&lane, Trigger::Push);
     lab.store.enqueue(later, at(200)).await.expect("an enqueue is answered");
@@ -106,6 +107,7 @@ fn filters(first: DeploymentId) -> Vec<Filter> {
         |filter, _| filter.since = Some(at(100)),
         |filter, _| filter.until = Some(at(100)),
         |filter, first| filter.answers = Some(first),
+        |filter, _| filter.key = Some("delivery".to_owned()),
         |filter, first| filter.replaced = Some(first),
     ];
     let mut filters = vec![Filter::default()];

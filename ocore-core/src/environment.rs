@@ -1,12 +1,16 @@
 //! Environments: what is deployed where, and by which rules.
 
+mod resource;
 mod spec;
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::spec::{EnvironmentSpec, InstanceSpec, InvalidEnvironment};
+pub use self::{
+    resource::Resource,
+    spec::{EnvironmentSpec, InstanceSpec, InvalidEnvironment},
+};
 use crate::{
     health::HealthPolicy,
     name::{EnvironmentName, InstanceName, PoolName},
@@ -71,9 +75,9 @@ impl Environment {
         Self { policy: policy.clone(), ..self.clone() }
     }
 
-    /// What it uses alone: no other environment of the store may name any of these.
+    /// What it uses alone: no other environment of the store may [clash](Resource::clash) with any of these.
     #[must_use]
-    pub fn resources(&self) -> BTreeSet<String> {
+    pub fn resources(&self) -> BTreeSet<Resource> {
         self.instances.iter().flat_map(|instance| instance.resources(&self.pool)).collect()
     }
 }
@@ -100,11 +104,10 @@ pub struct Instance {
 impl Instance {
     /// What this instance must not share with any other of the same pool.
     #[must_use]
-    pub fn resources(&self, pool: &PoolName) -> Vec<String> {
-        let port = self.port.map(|port| format!("{pool}: port {port} of {}", self.host));
-        let database = self.database.as_ref().map(|name| format!("{pool}: database {name}"));
-        let directory =
-            self.data_directory.as_ref().map(|path| format!("{pool}: data directory {}", path.display()));
+    pub fn resources(&self, pool: &PoolName) -> Vec<Resource> {
+        let port = self.port.map(|port| Resource::port(pool, port, &self.host));
+        let database = self.database.as_ref().map(|name| Resource::database(pool, name));
+        let directory = self.data_directory.as_ref().map(|path| Resource::data_directory(pool, path));
         [port, database, directory].into_iter().flatten().collect()
     }
 }

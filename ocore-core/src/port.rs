@@ -26,8 +26,8 @@ pub use self::{
     source::{Checkout, Source},
     store::{
         Acknowledged, Beat, CancelAnswer, Claim, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
-        EnvironmentStore, Filter, Finish, Held, HistoryStore, LaneQueue, LogLimit, LogStore, Next, Page,
-        QueueStore, Saved, SnapshotRecord, SnapshotState, SnapshotStore, Store, StoreError, StoreErrorKind,
-        StoreResult, Worker,
+        EnvironmentStore, Filter, Finish, Held, HistoryStore, LaneQueue, LogLimit, LogStore, Next, Occupied,
+        Page, QueueStore, Saved, SnapshotRecord, SnapshotState, SnapshotStore, Store, StoreError,
+        StoreErrorKind, StoreResult, Worker,
     },
 };

@@ -23,11 +23,16 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::InvalidEnvironment`] lists every mistake at once; [`EngineError::ResourceInUse`] names the
-    /// environment that has the same port, database or directory.
+    /// environment that has the same port, database or directory; [`EngineError::PoolChanged`] if it is deployed in
+    /// another pool.
     pub async fn save_environment(&self, spec: EnvironmentSpec) -> Result<Environment, EngineError> {
         let environment = Environment::try_from(spec)?;
         match self.shared.in_time(self.shared.store.save_environment(&environment)).await? {
             Saved::Created | Saved::Updated => Ok(environment),
+            Saved::Deployed { pool } => {
+                let (environment, wanted) = (environment.name().clone(), environment.pool().clone());
+                Err(EngineError::PoolChanged { environment, pool, wanted })
+            }
             Saved::Conflict { resource, environment } => {
                 Err(EngineError::ResourceInUse { resource, environment })
             }
@@ -125,11 +130,9 @@ impl Engine {
         stranded: DeploymentId,
     ) -> Result<Accepted, EngineError> {
         let filter = Filter { answers: Some(stranded), ..Filter::environment(environment.clone()) };
-        let page = self.shared.in_time(self.shared.store.history(&filter, None, 1)).await?;
-        let recovery = page
-            .deployments
-            .into_iter()
-            .find(|it| matches!(it.request.trigger, Trigger::Recovery { .. }) && !it.status().is_final());
+        let newest = self.shared.in_time(self.shared.newest(&filter)).await?;
+        let recovery = newest
+            .filter(|it| matches!(it.request.trigger, Trigger::Recovery { .. }) && !it.status().is_final());
         let no_attention = || EngineError::NoAttention { environment: environment.clone() };
         recovery.map(Accepted::before).ok_or_else(no_attention)
     }

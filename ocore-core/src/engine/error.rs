@@ -1,6 +1,12 @@
 use crate::{
-    environment::InvalidEnvironment, failure::Failure, id::DeploymentId, machine::Status,
-    name::EnvironmentName, port::StoreError, queue::Waiting, request::InvalidRevision,
+    environment::InvalidEnvironment,
+    failure::Failure,
+    id::DeploymentId,
+    machine::Status,
+    name::{EnvironmentName, PoolName},
+    port::StoreError,
+    queue::Waiting,
+    request::InvalidRevision,
 };
 
 /// Why a request was refused. Nothing was changed, unless the store itself failed.
@@ -29,6 +35,19 @@ pub enum EngineError {
         resource: String,
         /// The other environment.
         environment: EnvironmentName,
+    },
+    /// The environment is deployed in another pool, whose workers alone can stop what runs there.
+    #[error(
+        "environment {environment} is deployed in the pool {pool} and cannot move to {wanted}; save another \
+         environment there"
+    )]
+    PoolChanged {
+        /// The environment.
+        environment: EnvironmentName,
+        /// Its pool.
+        pool: PoolName,
+        /// The pool that it was to move to.
+        wanted: PoolName,
     },
     /// The revision cannot name anything in a repository.
     #[error(transparent)]

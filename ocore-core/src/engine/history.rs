@@ -1,9 +1,9 @@
-use super::{Engine, EngineError, call::Caller};
+use super::{Engine, EngineError, Shared, call::Caller};
 use crate::{
     deployment::Deployment,
     event::{Event, EventKind, LogLine},
     id::{DeploymentId, EventSeq},
-    port::{Filter, Page, SnapshotRecord},
+    port::{Filter, Page, SnapshotRecord, StoreResult},
     queue::Waiting,
     secret::printable,
 };
@@ -23,6 +23,17 @@ pub struct Details {
     pub waiting: Option<Waiting>,
     /// The rollbacks to it, the retries and recoveries of it, newest first; at most a hundred.
     pub answered_by: Vec<DeploymentId>,
+}
+
+impl Shared {
+    /// The newest deployment that matches. One that cannot be read is an error: it might be the one that matters.
+    pub(super) async fn newest(&self, filter: &Filter) -> StoreResult<Option<Deployment>> {
+        let page = self.store.history(filter, None, 1).await?;
+        match page.unreadable.first() {
+            Some(id) => self.store.deployment(*id).await,
+            None => Ok(page.deployments.into_iter().next()),
+        }
+    }
 }
 
 impl Engine {

@@ -198,8 +198,7 @@ impl Engine {
         let Some(key) = key else { return Ok(None) };
         let key = Some(checked_key("idempotency key", key.to_owned())?);
         let filter = Filter { key, ..Filter::environment(environment.clone()) };
-        let page = self.shared.in_time(self.shared.store.history(&filter, None, 1)).await?;
-        Ok(page.deployments.into_iter().next().map(Accepted::before))
+        Ok(self.shared.in_time(self.shared.newest(&filter)).await?.map(Accepted::before))
     }
 
     pub(super) async fn enqueue(

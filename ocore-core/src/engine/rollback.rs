@@ -163,11 +163,11 @@ impl Shared {
         environment: &Environment,
     ) -> StoreResult<Result<DataOf, String>> {
         let filter = Filter { replaced: Some(target.id), ..Filter::environment(target.environment.clone()) };
-        let page = self.store.history(&filter, None, 1).await?;
+        let successor = self.newest(&filter).await?;
         if planted!(RollbackOffByOne) {
             return Ok(Ok(DataOf { snapshots: target.snapshots.clone(), windows: BTreeMap::new() }));
         }
-        let Some(successor) = page.deployments.into_iter().next() else {
+        let Some(successor) = successor else {
             let reason = "no later deployment has a snapshot of its data; roll back the code only".to_owned();
             return Ok(Err(reason));
         };

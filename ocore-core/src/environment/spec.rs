@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{BranchPattern, Environment, Instance, Policy};
+use super::{BranchPattern, Environment, Instance, Policy, Resource};
 use crate::{
     name::{EnvironmentName, InstanceName, PoolName},
     request::Revision,
@@ -295,15 +295,27 @@ fn check_instances(specs: Vec<InstanceSpec>, reasons: &mut Reasons) -> Vec<Insta
     reasons.refuse_if(specs.is_empty(), "there is no instance; at least one is needed");
     reasons.refuse_if(specs.len() > 64, format!("there are {} instances, more than 64", specs.len()));
     let instances: Vec<_> = specs.into_iter().filter_map(|spec| check_instance(spec, reasons)).collect();
-    let (mut names, mut resources) = (BTreeSet::new(), BTreeSet::new());
+    let (mut names, mut resources): (BTreeSet<_>, Vec<Resource>) = (BTreeSet::new(), Vec::new());
     for instance in &instances {
         reasons.refuse_if(
             !names.insert(instance.name.clone()),
             format!("two instances are named {}", instance.name),
         );
         for resource in instance.resources(&PoolName::default()) {
-            let what = resource.split_once(": ").map_or(resource.as_str(), |(_, what)| what).to_owned();
-            reasons.refuse_if(!resources.insert(resource), format!("two instances share {what}"));
+            match resources.iter().find(|other| resource.clash(other).is_some()) {
+                Some(other) if *other == resource => {
+                    reasons.refuse_if(true, format!("two instances share {}", resource.in_its_pool()));
+                }
+                Some(other) => reasons.refuse_if(
+                    true,
+                    format!(
+                        "of {} and {} one lies in the other",
+                        other.in_its_pool(),
+                        resource.in_its_pool()
+                    ),
+                ),
+                None => resources.push(resource),
+            }
         }
     }
     instances
@@ -368,6 +380,12 @@ mod tests {
             valid().instance(shared("a")).instance(shared("b")),
             &["share port 80", "share data directory"],
         );
+        let nested = |name, path| InstanceSpec::new(name).data_directory(path);
+        check(
+            valid().instance(nested("a", "/srv/shop/./b")).instance(nested("b", "/srv//shop")),
+            &["of data directory /srv/shop/b and data directory /srv/shop one lies in the other"],
+        );
+        check(valid().instance(nested("a", "/srv/shop")).instance(nested("b", "/srv/shop2")), &[]);
         check(valid().instance(InstanceSpec::new("web")), &["named web"]);
         check(valid().branch("a*b*"), &["more than one *", "names no branch"]);
         check(valid().policy(|policy| policy.health.passes = 0), &["passes is 0"]);

@@ -14,7 +14,7 @@ mod queue;
 mod snapshots;
 
 pub use self::{
-    environments::{Acknowledged, EnvironmentRecord, EnvironmentStore, Saved},
+    environments::{Acknowledged, EnvironmentRecord, EnvironmentStore, Occupied, Saved},
     error::{StoreError, StoreErrorKind, StoreResult},
     history::{Filter, HistoryStore, Page},
     log::{LogLimit, LogStore},

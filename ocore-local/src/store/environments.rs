@@ -4,28 +4,24 @@ use ocore_core::{
     deployment::Deployment,
     environment::Environment,
     id::{DeploymentId, Fence},
-    name::EnvironmentName,
-    port::{Acknowledged, EnvironmentRecord, LaneQueue, Saved},
+    name::{EnvironmentName, PoolName},
+    port::{Acknowledged, EnvironmentRecord, LaneQueue, Occupied, Saved},
     stored,
 };
 use sqlx::SqliteConnection;
 
 use super::{
     claim::{read_live, read_settings},
+    error::unreadable,
     lane::Lane,
     queue::all_waiting,
-    row::{decode, deployment_id, uncount},
+    row::{decode, deployment_id, environment_name, uncount},
 };
 
 pub(super) async fn save(db: &mut SqliteConnection, environment: Environment) -> sqlx::Result<Saved> {
-    let wanted = environment.resources();
-    for (record, active) in records(db, None).await? {
-        let name = record.environment.name();
-        let taken = record.resources(active.as_ref());
-        if name != environment.name()
-            && let Some(resource) = wanted.intersection(&taken).next()
-        {
-            return Ok(Saved::Conflict { resource: resource.clone(), environment: name.clone() });
+    for occupied in occupied(db).await? {
+        if let Some(refusal) = occupied.refuse(&environment) {
+            return Ok(refusal);
         }
     }
     let name = environment.name().as_str();
@@ -39,36 +35,58 @@ pub(super) async fn save(db: &mut SqliteConnection, environment: Environment) ->
     Ok(if known { Saved::Updated } else { Saved::Created })
 }
 
+/// What every environment occupies, as far as it can be read.
+async fn occupied(db: &mut SqliteConnection) -> sqlx::Result<Vec<Occupied>> {
+    type Columns = (String, String, String, bool, Option<String>, Option<String>);
+    let rows = sqlx::query_as::<_, Columns>(
+        "SELECT name, pool, settings, coalesce(live, active, attention) IS NOT NULL, live,
+                (SELECT record FROM deployments WHERE id = lanes.active)
+         FROM lanes ORDER BY name",
+    );
+    let rows = rows.fetch_all(db).await?;
+    let occupied = rows.into_iter().map(|(name, pool, settings, deployed, live, active)| {
+        let settings = readable(&name, read_settings(&settings));
+        let live = readable(&name, read_live(live)).flatten();
+        let active = active.map(|text| decode::<Deployment>("the active deployment", &text));
+        let active = active.and_then(|active| readable(&name, active));
+        let pool = PoolName::try_from(pool).map_err(|error| unreadable("a pool's name", error))?;
+        let (settings, live) = (settings.as_deref(), live.as_deref());
+        Ok(Occupied::new(environment_name(name)?, pool, deployed, settings, live, active.as_ref()))
+    });
+    occupied.collect()
+}
+
+/// What was read; what cannot be read is told, and keeps nobody else from working.
+fn readable<T>(environment: &str, read: sqlx::Result<T>) -> Option<T> {
+    read.inspect_err(|error| tracing::error!(%environment, %error, "the environment is left out")).ok()
+}
+
 pub(super) async fn find(
     db: &mut SqliteConnection,
     name: EnvironmentName,
 ) -> sqlx::Result<Option<EnvironmentRecord>> {
-    Ok(records(db, Some(&name)).await?.pop().map(|(record, _)| record))
+    rows(db, Some(&name)).await?.pop().map(record).transpose()
 }
 
 pub(super) async fn all(db: &mut SqliteConnection) -> sqlx::Result<Vec<EnvironmentRecord>> {
-    Ok(records(db, None).await?.into_iter().map(|(record, _)| record).collect())
+    let rows = rows(db, None).await?.into_iter();
+    Ok(rows.filter_map(|row| readable(&row.0.clone(), record(row))).collect())
 }
 
-type Columns = (String, bool, Option<Vec<u8>>, Option<String>, Option<Vec<u8>>, i64, i64, Option<String>);
+type Columns = (String, String, bool, Option<Vec<u8>>, Option<String>, Option<Vec<u8>>, i64, i64);
 
-/// Environments, by name, each with the deployment that is under way.
-async fn records(
-    db: &mut SqliteConnection,
-    name: Option<&EnvironmentName>,
-) -> sqlx::Result<Vec<(EnvironmentRecord, Option<Deployment>)>> {
+/// Environments, by name.
+async fn rows(db: &mut SqliteConnection, name: Option<&EnvironmentName>) -> sqlx::Result<Vec<Columns>> {
     let rows = sqlx::query_as::<_, Columns>(
-        "SELECT settings, paused, attention, live, active, fence,
-                (SELECT count(*) FROM deployments WHERE environment = lanes.name AND phase = 'waiting'),
-                (SELECT record FROM deployments WHERE id = lanes.active)
+        "SELECT name, settings, paused, attention, live, active, fence,
+                (SELECT count(*) FROM deployments WHERE environment = lanes.name AND phase = 'waiting')
          FROM lanes WHERE ?1 IS NULL OR name = ?1 ORDER BY name",
     );
-    let rows = rows.bind(name.map(EnvironmentName::as_str)).fetch_all(db).await?;
-    rows.into_iter().map(record).collect()
+    rows.bind(name.map(EnvironmentName::as_str)).fetch_all(db).await
 }
 
-fn record(row: Columns) -> sqlx::Result<(EnvironmentRecord, Option<Deployment>)> {
-    let (settings, paused, attention, live, active, fence, queued, deployment) = row;
+fn record(row: Columns) -> sqlx::Result<EnvironmentRecord> {
+    let (_, settings, paused, attention, live, active, fence, queued) = row;
     let mut record = EnvironmentRecord::new(read_settings(&settings)?);
     record.paused = paused;
     record.attention = attention.as_deref().map(deployment_id).transpose()?;
@@ -76,8 +94,7 @@ fn record(row: Columns) -> sqlx::Result<(EnvironmentRecord, Option<Deployment>)>
     record.active = active.as_deref().map(deployment_id).transpose()?;
     record.fence = Fence::new(uncount(fence));
     record.queued = uncount(queued);
-    let deployment = deployment.map(|text| decode("the active deployment", &text)).transpose()?;
-    Ok((record, deployment))
+    Ok(record)
 }
 
 pub(super) async fn set_paused(

@@ -7,7 +7,7 @@ use ocore_core::{
 };
 use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
 
-use super::row::{bytes, decode, list, nanos};
+use super::row::{bytes, decode, deployment_id, list, nanos};
 
 pub(super) async fn deployment(
     db: &mut SqliteConnection,
@@ -27,17 +27,27 @@ pub(super) async fn page(
     let mut query = select(&filter, before);
     let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
     query.push(" LIMIT ").push_bind(one_more);
-    let records: Vec<String> = query.build_query_scalar().fetch_all(db).await?;
-    let more = records.len() > limit;
-    let deployments = records.iter().take(limit).map(|record| decode("a deployment", record));
-    let deployments: Vec<Deployment> = deployments.collect::<sqlx::Result<_>>()?;
-    let next = deployments.last().map(|last| last.id).filter(|_| more);
-    Ok(Page::new(deployments, next))
+    let mut rows: Vec<(Vec<u8>, String)> = query.build_query_as().fetch_all(db).await?;
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let last = rows.last().filter(|_| more).map(|(id, _)| deployment_id(id)).transpose()?;
+    let mut page = Page::new(Vec::new(), last);
+    for (id, record) in rows {
+        match decode("a deployment", &record) {
+            Ok(deployment) => page.deployments.push(deployment),
+            Err(error) => {
+                let id = deployment_id(&id)?;
+                tracing::error!(deployment = %id, %error, "the deployment is left out of the history");
+                page.unreadable.push(id);
+            }
+        }
+    }
+    Ok(page)
 }
 
 /// The query, put together from fixed parts: values are bound.
 pub(super) fn select(filter: &Filter, before: Option<DeploymentId>) -> QueryBuilder<Sqlite> {
-    let mut query = QueryBuilder::new("SELECT record FROM deployments WHERE TRUE");
+    let mut query = QueryBuilder::new("SELECT id, record FROM deployments WHERE TRUE");
     if let Some(environment) = &filter.environment {
         query.push(" AND environment = ").push_bind(environment.as_str().to_owned());
     }

@@ -5,9 +5,9 @@ use async_trait::async_trait;
 use super::StoreResult;
 use crate::{
     deployment::Deployment,
-    environment::Environment,
+    environment::{Environment, Resource},
     id::{DeploymentId, Fence},
-    name::EnvironmentName,
+    name::{EnvironmentName, PoolName},
     release::Live,
 };
 
@@ -17,13 +17,15 @@ pub trait EnvironmentStore: Send + Sync + 'static {
     /// Creates the environment, or replaces its settings. Deployments under way keep the settings that they
     /// started with.
     ///
-    /// Refused if another environment uses one of its [resources](Environment::resources), for its settings or for what it serves.
+    /// Refused if another environment uses one of its [resources](Environment::resources), for its settings or for
+    /// what it serves, and if it would leave a pool in which it is deployed: [`Occupied::refuse`] says which.
     async fn save_environment(&self, environment: &Environment) -> StoreResult<Saved>;
 
     /// The environment, if there is one.
     async fn environment(&self, name: &EnvironmentName) -> StoreResult<Option<EnvironmentRecord>>;
 
-    /// All environments, by name.
+    /// All environments, by name. One that this process cannot read is left out, and told in the log: reading it
+    /// alone says what is wrong.
     async fn environments(&self) -> StoreResult<Vec<EnvironmentRecord>>;
 
     /// A paused environment starts no deployment; one that is under way goes on. `false` if there is no such
@@ -61,18 +63,55 @@ impl EnvironmentRecord {
         let fence = Fence::default();
         Self { environment, paused: false, attention: None, live: None, active: None, queued: 0, fence }
     }
+}
 
-    /// What no other environment may name: the resources of its settings, of what it serves, and of the settings
-    /// that the deployment under way has started with.
+/// What an environment occupies, as a store looks at it when one is to be saved. A part that cannot be read is left
+/// out: it must not keep all others from being saved.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Occupied {
+    /// Its name.
+    pub environment: EnvironmentName,
+    /// Its pool.
+    pub pool: PoolName,
+    /// Whether something serves, is under way or needs a person: only the workers of its pool can see to that.
+    pub deployed: bool,
+    /// What nobody else may use.
+    pub resources: BTreeSet<Resource>,
+}
+
+impl Occupied {
+    /// What an environment occupies: the resources of its settings, of what it serves, and of the settings that the
+    /// deployment under way has started with.
     #[must_use]
-    pub fn resources(&self, active: Option<&Deployment>) -> BTreeSet<String> {
-        let pool = self.environment.pool();
-        let mut resources = self.environment.resources();
-        let live = self.live.iter().flat_map(|live| live.instances.values());
-        resources.extend(live.flat_map(|live| live.instance.resources(pool)));
+    pub fn new(
+        environment: EnvironmentName,
+        pool: PoolName,
+        deployed: bool,
+        settings: Option<&Environment>,
+        live: Option<&Live>,
+        active: Option<&Deployment>,
+    ) -> Self {
+        let mut resources = settings.map(Environment::resources).unwrap_or_default();
+        let live = live.into_iter().flat_map(|live| live.instances.values());
+        resources.extend(live.flat_map(|live| live.instance.resources(&pool)));
         let job = active.and_then(|deployment| deployment.state.job());
         resources.extend(job.into_iter().flat_map(|job| job.environment.resources()));
-        resources
+        Self { environment, pool, deployed, resources }
+    }
+
+    /// Why `wanted` cannot be saved as long as this is so.
+    #[must_use]
+    pub fn refuse(&self, wanted: &Environment) -> Option<Saved> {
+        if self.environment == *wanted.name() {
+            let moved = self.deployed && self.pool != *wanted.pool();
+            return moved.then(|| Saved::Deployed { pool: self.pool.clone() });
+        }
+        let wanted = wanted.resources();
+        let mut clashes =
+            wanted.iter().flat_map(|it| self.resources.iter().filter_map(|taken| it.clash(taken)));
+        let environment = self.environment.clone();
+        clashes.next().map(|resource| Saved::Conflict { resource, environment })
     }
 }
 
@@ -84,7 +123,13 @@ pub enum Saved {
     Created,
     /// It was there; its settings are replaced.
     Updated,
-    /// Another environment uses the same port, database or directory. Nothing is changed.
+    /// It would leave a pool whose workers alone can see to what it serves or what is under way. Nothing is changed.
+    Deployed {
+        /// The pool.
+        pool: PoolName,
+    },
+    /// Another environment uses the same port or database, or the same data directory, or one that lies in it or
+    /// around it. Nothing is changed.
     Conflict {
         /// What both would use.
         resource: String,

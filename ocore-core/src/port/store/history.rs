@@ -70,12 +70,14 @@ pub struct Page {
     pub deployments: Vec<Deployment>,
     /// What to give as `before` for the next page, if there is one.
     pub next: Option<DeploymentId>,
+    /// Those that belong to this page and that this process cannot read: reading each alone says what is wrong.
+    pub unreadable: Vec<DeploymentId>,
 }
 
 impl Page {
     /// A page.
     #[must_use]
     pub const fn new(deployments: Vec<Deployment>, next: Option<DeploymentId>) -> Self {
-        Self { deployments, next }
+        Self { deployments, next, unreadable: Vec::new() }
     }
 }

@@ -87,6 +87,8 @@ declare_laws!($
         a_cancel_that_is_too_late_says_so,
         an_environment_is_saved_and_replaced,
         two_environments_share_nothing,
+        no_data_directory_lies_in_another,
+        what_is_deployed_stays_in_its_pool,
         what_serves_is_not_shared_either,
         what_is_being_deployed_is_not_shared_either,
         events_come_in_order,

@@ -7,19 +7,13 @@ use crate::{
     environment::Environment,
     id::DeploymentId,
     name::EnvironmentName,
-    port::{Acknowledged, EnvironmentRecord, LaneQueue, Saved},
+    port::{Acknowledged, EnvironmentRecord, LaneQueue, Occupied, Saved},
 };
 
 impl State {
     pub(super) fn save_environment(&mut self, environment: &Environment) -> Saved {
-        let wanted = environment.resources();
-        for lane in self.lanes.all().filter(|lane| lane.environment.name() != environment.name()) {
-            let active = lane.queue.active.and_then(|id| self.records.get(&id));
-            let taken = record(lane).resources(active.map(|record| &record.deployment));
-            if let Some(resource) = wanted.intersection(&taken).next() {
-                let environment = lane.environment.name().clone();
-                return Saved::Conflict { resource: resource.clone(), environment };
-            }
+        if let Some(refusal) = self.lanes.all().find_map(|lane| self.occupied(lane).refuse(environment)) {
+            return refusal;
         }
         let environment = Arc::new(environment.clone());
         let settings = environment.clone();
@@ -30,6 +24,14 @@ impl State {
                 Saved::Created
             }
         }
+    }
+
+    fn occupied(&self, lane: &Lane) -> Occupied {
+        let (settings, queue) = (&lane.environment, &lane.queue);
+        let active = queue.active.and_then(|id| self.records.get(&id)).map(|record| &record.deployment);
+        let deployed = lane.live.is_some() || queue.active.is_some() || queue.attention.is_some();
+        let (name, pool) = (settings.name().clone(), settings.pool().clone());
+        Occupied::new(name, pool, deployed, Some(settings), lane.live.as_deref(), active)
     }
 
     pub(super) fn environment(&self, name: &EnvironmentName) -> Option<EnvironmentRecord> {

@@ -74,6 +74,7 @@ enum Wrong {
     AlwaysRequested,
     SettingsStay,
     ConflictIgnored,
+    PoolLeft,
     LiveUnchecked,
     ActiveUnchecked,
     EventsReversed,
@@ -177,6 +178,10 @@ impl EnvironmentStore for Mutant {
         }
         let saved = self.store.save_environment(environment).await;
         put_back.into_iter().for_each(|put_back| put_back(self));
+        if self.is(Wrong::PoolLeft) && matches!(saved, Ok(Saved::Deployed { .. })) {
+            self.change(environment.name(), |lane| lane.environment = Arc::new(environment.clone()));
+            return Ok(Saved::Updated);
+        }
         if self.is(Wrong::ConflictIgnored) && matches!(saved, Ok(Saved::Conflict { .. })) {
             self.store.state().lanes.create(Arc::new(environment.clone()));
             return Ok(Saved::Created);
@@ -363,6 +368,8 @@ each_law_is_seen_to_fail! {
     a_cancel_that_is_too_late_says_so: AlwaysRequested,
     an_environment_is_saved_and_replaced: SettingsStay,
     two_environments_share_nothing: ConflictIgnored,
+    no_data_directory_lies_in_another: ConflictIgnored,
+    what_is_deployed_stays_in_its_pool: PoolLeft,
     what_serves_is_not_shared_either: LiveUnchecked,
     what_is_being_deployed_is_not_shared_either: ActiveUnchecked,
     events_come_in_order: EventsReversed,

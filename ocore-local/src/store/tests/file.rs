@@ -12,8 +12,8 @@ use ocore_core::{
     id::{DeploymentId, Seq, WorkerId},
     name::PoolName,
     port::{
-        Beat, Claimed, EnvironmentStore, Filter, HistoryStore, LogLimit, LogStore, QueueStore, SnapshotStore,
-        StoreError, StoreErrorKind, Worker,
+        Beat, Claimed, EnvironmentStore, Filter, HistoryStore, LogLimit, LogStore, QueueStore, Saved,
+        SnapshotStore, StoreError, StoreErrorKind, Worker,
     },
     request::{Goal, NewDeployment, RollbackMode, Trigger},
     stored,
@@ -220,6 +220,35 @@ async fn a_record_of_a_newer_version_is_left_alone() {
     let error = store.deployment(DeploymentId::from_u128(1)).await.unwrap_err();
     assert_eq!(error.kind(), StoreErrorKind::Broken);
     assert!(error.to_string().contains("newer ocore"), "{error}");
+}
+
+/// Each kind of record that cannot be read costs what it belongs to, and nothing else.
+#[tokio::test]
+async fn what_cannot_be_read_keeps_nobody_else_from_working() {
+    let file = InFile::new();
+    let store = file.open().await;
+    for (number, lane) in [(1, "a"), (2, "b"), (3, "b")] {
+        store.save_environment(&environment(lane)).await.unwrap();
+        store.enqueue(new(number, lane), lab::at(0)).await.unwrap();
+    }
+    for damage in [
+        "UPDATE lanes SET settings = '{\"v\":99}' WHERE name = 'a'",
+        "UPDATE lanes SET settings = (SELECT settings FROM lanes WHERE name = 'b'), live = '{' WHERE name = 'a'",
+    ] {
+        file.execute(damage).await;
+        let names: Vec<_> = store.environments().await.unwrap();
+        let names: Vec<_> = names.iter().map(|it| it.environment.name().as_str()).collect();
+        assert_eq!(names, ["b"]);
+        assert_eq!(store.environment(&name("a")).await.unwrap_err().kind(), StoreErrorKind::Broken);
+        assert_eq!(store.save_environment(&environment("b")).await.unwrap(), Saved::Updated);
+    }
+    file.execute("UPDATE deployments SET record = '{' WHERE seq = 1").await;
+    let id = DeploymentId::from_u128;
+    let page = store.history(&Filter::default(), None, 2).await.unwrap();
+    assert_eq!((page.deployments[0].id, page.unreadable, page.next), (id(3), vec![id(2)], Some(id(2))));
+    let page = store.history(&Filter::default(), page.next, 2).await.unwrap();
+    assert_eq!((page.deployments, page.unreadable, page.next), (vec![], vec![id(1)], None));
+    assert_eq!(store.deployment(id(1)).await.unwrap_err().kind(), StoreErrorKind::Broken);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     environment::{Environment, InstanceSpec},
     id::Fence,
+    name::PoolName,
     port::{EnvironmentRecord, Saved},
 };
 
@@ -67,6 +68,46 @@ pub async fn two_environments_share_nothing(fixture: impl Fixture) {
         "an environment is no conflict with itself"
     );
     assert_eq!(lab.save(&at_port("c", 81)).await, Saved::Created);
+}
+
+/// A data directory that lies in another environment's, or around it, is not its own: whoever restores the outer one
+/// would exchange the inner one with it.
+pub async fn no_data_directory_lies_in_another(fixture: impl Fixture) {
+    let lab = Lab::new(fixture).await;
+    let at = |text, path: &str| {
+        environment(text, |spec| spec.instance(InstanceSpec::new("web").data_directory(path)))
+    };
+    assert_eq!(lab.save(&at("a", "/srv/shop/data")).await, Saved::Created);
+    check_conflict(&lab, &at("b", "/srv/shop/data/./b/"), "a", "data directory /srv/shop/data (in which")
+        .await;
+    check_conflict(&lab, &at("b", "/srv//shop"), "a", "data directory /srv/shop/data (which lies in").await;
+    assert_eq!(lab.save(&at("b", "/srv/shop/data2")).await, Saved::Created, "a name is no path");
+}
+
+/// While something serves, is under way, or needs a person, the environment stays in its pool: the workers of
+/// another one would not find what runs, and would start it a second time.
+pub async fn what_is_deployed_stays_in_its_pool(fixture: impl Fixture) {
+    let lab = Lab::new(fixture).await;
+    let elsewhere = environment("a", |spec| spec.pool("far").branch("next"));
+    let lane = lab.lane("a").await;
+    let worker = lab.worker().await;
+    let stays = async |why: &str| {
+        assert_eq!(lab.save(&elsewhere).await, Saved::Deployed { pool: PoolName::default() }, "{why}");
+        assert_eq!(lab.environment(&lane).await.environment.branch().as_str(), "main", "nothing is saved");
+    };
+    lab.manual(&lane).await;
+    let claim = lab.claim(&worker, &[]).await;
+    stays("a deployment is under way").await;
+    lab.finish(&worker, &claim).await;
+    lab.manual(&lane).await;
+    let stranded = lab.strand(&worker).await;
+    stays("a person is needed").await;
+    lab.store.acknowledge(&lane, stranded).await.expect("it can be acknowledged");
+    assert_eq!(lab.save(&elsewhere).await, Saved::Updated, "nothing is deployed any more");
+    assert_eq!(lab.save(&environment("a", |spec| spec)).await, Saved::Updated);
+    lab.manual(&lane).await;
+    lab.make_live(&worker).await;
+    stays("something serves").await;
 }
 
 /// What an environment still serves is its own, even if its settings name something else by now.

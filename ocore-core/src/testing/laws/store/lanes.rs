@@ -135,7 +135,7 @@ pub async fn lanes_take_turns(fixture: impl Fixture) {
 }
 
 /// A worker gets lanes of its own pools only: free ones, waiting ones and abandoned ones. A lane whose
-/// environment moves goes to the workers of the new pool.
+/// environment moves, with nothing deployed in it, goes to the workers of the new pool.
 pub async fn a_worker_takes_only_from_its_pools(fixture: impl Fixture) {
     let lab = Lab::new(fixture).await;
     let far = PoolName::new("far").expect("a pool name");
@@ -154,17 +154,18 @@ pub async fn a_worker_takes_only_from_its_pools(fixture: impl Fixture) {
     let claim = lab.claim(&distant, &[]).await;
     lab.store.retire(distant.id).await.expect("a worker can retire");
     assert_eq!(lab.idle(&near, &[]).await, None);
-    let here = environment("a", |spec| spec.instance(InstanceSpec::new("web")));
-    assert_eq!(lab.save(&here).await, Saved::Updated);
-    let rescued = lab.claim(&near, &[]).await;
-    assert_eq!(rescued.deployment.id, first);
-    lab.finish(&near, &rescued).await;
-    assert!(rescued.fence > claim.fence);
     distant.id = WorkerId::from_u128(8);
     distant.pools.pop();
     lab.held(&distant).await;
-    lab.manual(&name("a")).await;
+    let rescued = lab.claim(&distant, &[]).await;
+    assert_eq!(rescued.deployment.id, first);
+    lab.finish(&distant, &rescued).await;
+    assert!(rescued.fence > claim.fence);
+    let second = lab.manual(&name("a")).await;
+    let here = environment("a", |spec| spec.instance(InstanceSpec::new("web")));
+    assert_eq!(lab.save(&here).await, Saved::Updated);
     assert_eq!(lab.idle(&distant, &[]).await, None);
+    assert_eq!(lab.claim(&near, &[]).await.deployment.id, second);
 }
 
 /// An enqueue that is made again answers with the first one's deployment, as it is now.

@@ -160,7 +160,8 @@ pub enum SnapshotWhen {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Deadlines {
-    /// Fetching the repository.
+    /// Fetching the repository, or writing its files. Longer than the Source's own limit, so that the Source says
+    /// what took so long.
     pub fetch: Duration,
     /// Building the image.
     pub build: Duration,
@@ -177,10 +178,10 @@ pub struct Deadlines {
 }
 
 impl Default for Deadlines {
-    /// 10 minutes to fetch, 1 hour to build, 2 hours for data and migrations, 2 minutes to stop and to start.
+    /// 35 minutes to fetch, 1 hour to build, 2 hours for data and migrations, 2 minutes to stop and to start.
     fn default() -> Self {
         Self {
-            fetch: Duration::from_secs(600),
+            fetch: Duration::from_secs(35 * 60),
             build: Duration::from_secs(3600),
             snapshot: Duration::from_secs(7200),
             stop: Duration::from_secs(120),

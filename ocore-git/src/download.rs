@@ -79,6 +79,7 @@ impl Download {
         calls.noted(calls.stop.check())?;
         // First what is gone: a branch `a` must make room for a branch `a/b`.
         remote.prune(None)?;
+        calls.noted(calls.stop.check())?;
         remote.update_tips(None, RemoteUpdateFlags::empty(), AutotagOption::None, None)?;
         remote.disconnect()
     }

@@ -119,7 +119,8 @@ pub struct Limits {
     pub path_depth_max: usize,
     /// Packs in a mirror before it is made anew; 200 unless said otherwise.
     pub packs_max: usize,
-    /// One fetch or one checkout as a whole; 30 minutes unless said otherwise.
+    /// One fetch or one checkout as a whole; 30 minutes unless said otherwise. The environment's
+    /// `policy.deadlines.fetch` should be longer: past it the call is stopped whatever stands here.
     pub time_max: Duration,
     /// Making a connection, and saying what it is for; 20 seconds unless said otherwise.
     pub connect_time_max: Duration,
@@ -266,5 +267,17 @@ impl SourcePolicy {
     pub fn limits(mut self, change: impl FnOnce(&mut Limits)) -> Self {
         change(&mut self.limits);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ocore_core::environment::Deadlines;
+
+    use super::*;
+
+    #[test]
+    fn the_sources_own_limit_ends_a_call_before_the_engine_does() {
+        assert!(Limits::default().time_max < Deadlines::default().fetch);
     }
 }

@@ -43,7 +43,8 @@ impl Stop {
     fn too_late(&self) -> Error {
         let seconds = self.time_max.as_secs();
         Error::permanent(format!(
-            "it takes longer than the limit time_max, {seconds} s; raise it in the policy"
+            "it takes longer than the limit time_max, {seconds} s; raise it in the policy of the Source, and \
+             policy.deadlines.fetch of the environment above it"
         ))
     }
 

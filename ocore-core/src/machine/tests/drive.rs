@@ -175,6 +175,8 @@ pub(crate) fn environment(when: SnapshotWhen) -> Environment {
         .instance(instance("b", 8070))
         .policy(|policy| {
             policy.snapshot = when;
+            // As the golden files have it, whatever the default is today.
+            policy.deadlines.fetch = Duration::from_secs(600);
             policy.health.host = Some("shop.example.org".into());
         });
     Environment::try_from(spec).unwrap()

@@ -216,7 +216,9 @@ pub(super) fn lives() -> Vec<(String, Live)> {
 }
 
 pub(super) fn environments() -> Vec<(String, Environment)> {
-    let bare = EnvironmentSpec::new("shop", "/srv/git/shop").instance(InstanceSpec::new("web"));
+    let bare = EnvironmentSpec::new("shop", "/srv/git/shop")
+        .instance(InstanceSpec::new("web"))
+        .policy(|policy| policy.deadlines.fetch = Duration::from_secs(600));
     let bare = Environment::try_from(bare).unwrap();
     vec![
         ("environment".to_owned(), environment(SnapshotWhen::AfterStop)),

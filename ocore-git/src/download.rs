@@ -20,7 +20,7 @@ use crate::{
     failure::{Fault, check_local, is_of_connection, of_fetch},
     gate::Entrance,
     location::Location,
-    policy::Limits,
+    policy::{Limits, LocalPaths},
     stop::Stop,
 };
 
@@ -35,6 +35,7 @@ pub(crate) struct Download {
     pub(crate) entrance: Option<Entrance>,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) limits: Limits,
+    pub(crate) local_paths: LocalPaths,
     pub(crate) context: Context,
 }
 
@@ -42,7 +43,7 @@ impl Download {
     /// Fetches all branches and tags into the mirror, and removes those that are gone.
     pub(crate) fn run(&self, repository: &Repository, stop: &Stop) -> Result<(), Fault> {
         if let Location::Local(path) = &self.location {
-            check_local(path)?;
+            check_local(path, &self.local_paths)?;
         }
         let calls = Calls { download: self, stop, asked: Cell::new(false), reason: RefCell::new(None) };
         let result = self.fetch(repository, &calls);
@@ -114,9 +115,12 @@ impl Calls<'_> {
                 .and_then(|()| self.limit("objects_max", total, limits.objects_max))
                 .and_then(|()| self.limit("received_bytes_max", bytes, limits.received_bytes_max));
             let done = progress.received_objects() as u64;
-            if reported.elapsed() >= PROGRESS_INTERVAL || done == total && progress.indexed_deltas() == 0 {
+            let deltas = (progress.indexed_deltas() as u64, progress.total_deltas() as u64);
+            let at_an_end = done == total && (deltas.0 == 0 || deltas.0 == deltas.1);
+            if reported.elapsed() >= PROGRESS_INTERVAL || at_an_end {
                 reported = Instant::now();
                 self.report(done, total, bytes);
+                self.report_deltas(deltas);
             }
             self.noted(within).is_ok()
         });
@@ -127,6 +131,13 @@ impl Calls<'_> {
         let context = &self.download.context;
         context.progress(Progress::new("receiving objects", done, Some(total), Unit::Items));
         context.progress(Progress::new("receiving", bytes, None, Unit::Bytes));
+    }
+
+    /// What was received as a difference is put together when everything is there; it may take as long again.
+    fn report_deltas(&self, (done, total): (u64, u64)) {
+        if done > 0 {
+            self.download.context.progress(Progress::new("resolving deltas", done, Some(total), Unit::Items));
+        }
     }
 
     /// Keeps the reason, for libgit2 keeps at most its text.

@@ -5,7 +5,7 @@ use std::{fmt, io, path::Path};
 use git2::{ErrorClass, ErrorCode, Repository, RepositoryOpenFlags};
 use ocore_core::port::{Classify, Error, ErrorKind, Result};
 
-use crate::location::Location;
+use crate::{location::Location, policy::LocalPaths};
 
 /// An error, and whether the mirror itself may be what is wrong.
 #[derive(Debug)]
@@ -85,17 +85,29 @@ fn classified(
 }
 
 /// Why a directory of this machine is no repository to fetch from, if it is none.
-pub(crate) fn check_local(path: &Path) -> Result<()> {
+pub(crate) fn check_local(path: &Path, policy: &LocalPaths) -> Result<()> {
     let doing = |reason: &str| format!("fetch {}: {reason}", path.display());
     if !path.is_dir() {
         return Err(Error::permanent(doing("no such directory")));
     }
     let opened = Repository::open_ext(path, RepositoryOpenFlags::NO_SEARCH, &[] as &[&Path]);
-    opened.map(drop).map_err(|error| match error.code() {
+    let repository = opened.map_err(|error| match error.code() {
         ErrorCode::Owner => permanent(error, doing("the directory belongs to another user")),
         ErrorCode::NotFound => permanent(error, doing("the directory is not a git repository")),
         _ => permanent(error, doing("the repository cannot be opened")),
-    })
+    })?;
+    // A repository may keep its parts elsewhere, and borrow another's objects.
+    let objects = repository.commondir().join("objects");
+    let parts = [repository.path(), repository.commondir(), &objects, &objects.join("pack")];
+    if parts.into_iter().any(|part| part.exists() && !policy.allows(part)) {
+        return Err(Error::permanent(doing("a part of it is not below a directory that the policy allows")));
+    }
+    if matches!(policy, LocalPaths::Below(_)) && objects.join("info/alternates").exists() {
+        return Err(Error::permanent(doing(
+            "it borrows objects of another repository, which the policy does not allow",
+        )));
+    }
+    Ok(())
 }
 
 /// Classifies an error of a fetch. `asked` is whether credentials were shown to the host.

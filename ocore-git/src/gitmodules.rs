@@ -10,32 +10,37 @@ pub(crate) const BYTES_MAX: u64 = 1 << 20;
 /// The URL of each submodule by its path.
 pub(crate) fn parse(content: &[u8]) -> Result<BTreeMap<String, String>> {
     let text = std::str::from_utf8(content).map_err(|_| wrong(0, "is not UTF-8"))?;
-    let mut sections: Vec<Section> = Vec::new();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // What belongs to one submodule may stand in several sections; of several values the last one counts.
+    let mut submodules: BTreeMap<String, Submodule> = BTreeMap::new();
+    let (mut before_first, mut current) = (true, None);
     for (index, line) in text.lines().enumerate() {
         let (line, number) = (line.trim(), index + 1);
         if line.is_empty() || line.starts_with(['#', ';']) {
             continue;
         }
         if line.starts_with('[') {
-            sections.push(Section { name: parse_section(line, number)?, path: None, url: None });
+            (before_first, current) = (false, parse_section(line, number)?);
             continue;
         }
-        let section = sections.last_mut().ok_or_else(|| wrong(number, "stands before the first section"))?;
+        if before_first {
+            return Err(wrong(number, "stands before the first section"));
+        }
         let Some((key, value)) = line.split_once('=') else { continue };
         let value = parse_value(value.trim(), number)?;
-        // The last one counts, as git has it.
+        let Some(name) = current.clone() else { continue };
+        let submodule = submodules.entry(name).or_default();
         match key.trim().to_ascii_lowercase().as_str() {
-            "path" => section.path = Some(value),
-            "url" => section.url = Some(value),
+            "path" => submodule.path = Some(value),
+            "url" => submodule.url = Some(value),
             _ => {}
         }
     }
-    let complete = sections.into_iter().filter(|section| section.name.is_some());
-    Ok(complete.filter_map(|section| Some((section.path?, section.url?))).collect())
+    Ok(submodules.into_values().filter_map(|submodule| Some((submodule.path?, submodule.url?))).collect())
 }
 
-struct Section {
-    name: Option<String>,
+#[derive(Default)]
+struct Submodule {
     path: Option<String>,
     url: Option<String>,
 }
@@ -46,9 +51,14 @@ fn wrong(line: usize, reason: &str) -> Error {
 
 /// The submodule's name, or nothing for a section that is none.
 fn parse_section(line: &str, number: usize) -> Result<Option<String>> {
-    let Some(name) = line.strip_prefix("[submodule \"").and_then(|rest| rest.strip_suffix("\"]")) else {
+    let (kind, rest) = line[1..].split_once(' ').unwrap_or((line, ""));
+    let named = rest.trim_start().strip_prefix('"').and_then(|rest| rest.split_once("\"]"));
+    let Some((name, after)) = named.filter(|_| kind.eq_ignore_ascii_case("submodule")) else {
         return Ok(None);
     };
+    if !after.trim_start().is_empty() && !after.trim_start().starts_with(['#', ';']) {
+        return Err(wrong(number, "has more than a section's name"));
+    }
     // git keeps a submodule's repository under its name: a name must not lead elsewhere.
     let harmful = name.split(['/', '\\']).any(|part| part == ".." || part.is_empty());
     if harmful || name.starts_with('-') || name.chars().any(char::is_control) {
@@ -61,8 +71,12 @@ fn parse_section(line: &str, number: usize) -> Result<Option<String>> {
 }
 
 fn parse_value(value: &str, number: usize) -> Result<String> {
-    let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-    let plain = quoted.unwrap_or(value);
+    let quoted = value.strip_prefix('"').and_then(|rest| rest.split_once('"'));
+    let quoted = quoted.filter(|(_, after)| after.is_empty() || after.trim_start().starts_with(['#', ';']));
+    let plain = match quoted {
+        Some((quoted, _)) => quoted,
+        None => value.split(['#', ';']).next().unwrap_or("").trim_end(),
+    };
     if plain.contains(['"', '\\']) || plain.chars().any(char::is_control) {
         return Err(wrong(
             number,
@@ -89,6 +103,21 @@ mod tests {
     }
 
     #[test]
+    fn what_git_reads_is_read() {
+        let check = |text: &str, expected: &[(&str, &str)]| {
+            let expected =
+                expected.iter().map(|(path, url)| ((*path).to_owned(), (*url).to_owned())).collect();
+            assert_eq!(parse(text.as_bytes()).unwrap(), expected, "{text:?}");
+        };
+        check("\u{feff}[submodule \"a\"]\npath = a\nurl = u\n", &[("a", "u")]);
+        check("[submodule \"a\"] # ours\npath = a # here\nurl = \"u#1\" ; there\n", &[("a", "u#1")]);
+        check("[SubModule  \"a\"]\r\npath = a\r\nurl = u\r\n", &[("a", "u")]);
+        let split = "[submodule \"a\"]\npath = a\n[submodule \"b\"]\npath=b\nurl=v\n[submodule \"a\"]\nurl = u\nurl = w\n";
+        check(split, &[("a", "w"), ("b", "v")]);
+        check("[submodule \"a\"]\npath = a\n[core]\nurl = u\n", &[]);
+    }
+
+    #[test]
     fn what_has_been_an_attack_is_refused() {
         for text in [
             "[submodule \"../../x\"]\n",
@@ -97,6 +126,8 @@ mod tests {
             "[submodule \"a\"]\npath = \"a\\r\"\n",
             "[submodule \"a\"]\npath = a\u{1}b\n",
             "path = x\n",
+            "[submodule \"a\"] path = x\n",
+            "[submodule \"a\"]\nurl = \"u\"v\"\n",
         ] {
             assert!(parse(text.as_bytes()).is_err(), "{text:?}");
         }

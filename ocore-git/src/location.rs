@@ -287,19 +287,14 @@ fn check_local(path: &Path, policy: &LocalPaths) -> Result<()> {
     if path.components().any(|part| part == Component::ParentDir) {
         return Err(refused("the path has a part .."));
     }
-    let roots = match policy {
-        LocalPaths::Refused => {
-            return Err(refused(
-                "local paths are not allowed by the policy of this Source; use https or ssh",
-            ));
-        }
-        LocalPaths::Anywhere => return Ok(()),
-        LocalPaths::Below(roots) => roots,
-    };
-    // A path that is not there leads nowhere: the fetch says so.
-    let Ok(real) = path.canonicalize() else { return Err(refused("no such directory")) };
-    let below = |root: &PathBuf| root.canonicalize().is_ok_and(|root| real.starts_with(root));
-    if roots.iter().any(below) {
+    if *policy == LocalPaths::Refused {
+        return Err(refused("local paths are not allowed by the policy of this Source; use https or ssh"));
+    }
+    // A path that is not there leads nowhere: where any is allowed, the fetch says so.
+    if *policy != LocalPaths::Anywhere && !path.exists() {
+        return Err(refused("no such directory"));
+    }
+    if policy.allows(path) {
         return Ok(());
     }
     Err(refused("the path is not below a directory that the policy of this Source allows"))

@@ -72,8 +72,11 @@ const fn is_ignored_by_hfs(c: char) -> bool {
 }
 
 /// What two names of one directory have in common if some file systems take them for one.
-pub(crate) fn folded(name: &[u8]) -> String {
-    String::from_utf8_lossy(name).to_lowercase()
+pub(crate) fn folded(name: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(name) {
+        Ok(name) => name.to_lowercase().into_bytes(),
+        Err(_) => name.to_ascii_lowercase(),
+    }
 }
 
 #[cfg(test)]
@@ -103,6 +106,15 @@ mod tests {
         }
         assert!(check_name(&[b'x'; 256]).is_err());
         assert_eq!(check_name(b"caf\xe9"), Ok(()));
+    }
+
+    #[test]
+    fn names_are_one_only_where_a_file_system_takes_them_for_one() {
+        for (one, other) in [(&b"README"[..], &b"readme"[..]), ("Ärger".as_bytes(), "ärger".as_bytes())] {
+            assert_eq!(folded(one), folded(other));
+        }
+        assert_eq!(folded(b"CAF\xe9"), folded(b"caf\xe9"));
+        assert_ne!(folded(b"caf\xe9"), folded(b"caf\xe8"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -51,8 +51,22 @@ pub enum LocalPaths {
     Refused,
     /// Any directory that the process can read.
     Anywhere,
-    /// Directories that are, symbolic links resolved, one of these or below one of them.
+    /// Directories that are, symbolic links resolved, one of these or below one of them; so must their parts be, and
+    /// they must not borrow objects of another repository.
     Below(Vec<PathBuf>),
+}
+
+impl LocalPaths {
+    /// Whether a path that is there may be read, symbolic links resolved.
+    pub(crate) fn allows(&self, path: &Path) -> bool {
+        let roots = match self {
+            Self::Refused => return false,
+            Self::Anywhere => return true,
+            Self::Below(roots) => roots,
+        };
+        let Ok(real) = path.canonicalize() else { return false };
+        roots.iter().any(|root| root.canonicalize().is_ok_and(|root| real.starts_with(root)))
+    }
 }
 
 /// Which addresses a repository's host may have.

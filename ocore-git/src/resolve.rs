@@ -151,8 +151,20 @@ fn only_commit(repository: &Repository, sha: &str, stop: &Stop) -> Result<Option
 fn describe(repository: &Repository, id: Oid) -> Result<Commit, Fault> {
     let commit = repository.find_commit(id).map_err(|error| Fault::of_mirror(error, "read the commit"))?;
     let time = DateTime::<Utc>::from_timestamp(commit.time().seconds(), 0).unwrap_or_default();
-    let message = String::from_utf8_lossy(commit.message_bytes());
-    let author = commit.author();
-    let author = String::from_utf8_lossy(author.name_bytes());
+    let encoding = commit.message_encoding().ok().flatten().unwrap_or_default().to_ascii_lowercase();
+    let message = decoded(commit.message_bytes(), &encoding);
+    let author = decoded(commit.author().name_bytes(), &encoding);
     Ok(Commit::new(&id.to_string(), &message, &author, time))
+}
+
+/// The text of a commit that is not in UTF-8: in Latin-1 if it says so, otherwise as much of it as can be read.
+fn decoded(text: &[u8], encoding: &str) -> String {
+    let latin = matches!(
+        encoding,
+        "iso-8859-1" | "iso8859-1" | "iso-8859-15" | "latin1" | "latin-1" | "windows-1252"
+    );
+    match std::str::from_utf8(text) {
+        Err(_) if latin => text.iter().copied().map(char::from).collect(),
+        _ => String::from_utf8_lossy(text).into_owned(),
+    }
 }

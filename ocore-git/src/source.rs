@@ -191,6 +191,7 @@ impl GitSource {
             entrance: gate.as_ref().map(Gate::entrance),
             credentials: target.credentials.clone(),
             limits: self.policy.limits.clone(),
+            local_paths: self.policy.local_paths.clone(),
             context: context.clone(),
         };
         let mirror = target.mirror.clone();

@@ -145,7 +145,7 @@ impl Writer {
         let path = directory.join(OsStr::from_bytes(name));
         check_name(name)
             .map_err(|reason| refused(&path, &format!("must not be written: its name {reason}")))?;
-        if entry.filemode_raw() == LINK && folded(name) == ".gitmodules" {
+        if entry.filemode_raw() == LINK && folded(name) == b".gitmodules" {
             return Err(refused(&path, "is a symbolic link"));
         }
         let (length, depth) = (path.as_os_str().len(), path.components().count());

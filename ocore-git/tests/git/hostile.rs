@@ -216,10 +216,15 @@ async fn alternates_replacements_and_settings_of_the_repository_are_not_taken_ov
     let evil = commit_tree(&repository, "evil", "evil", tree);
     repository.reference(&format!("refs/replace/{honest}"), evil, true, "").unwrap();
     fs::write(bench.repository.join("info/grafts"), format!("{honest} {evil}\n")).unwrap();
+    let other = Bench::new();
+    fs::write(bench.repository.join("objects/info/alternates"), format!("{}/objects\n", other.url)).unwrap();
+    repository.config().unwrap().set_str("core.fsmonitor", "touch escaped").unwrap();
     let checkout = bench.checkout().await.unwrap();
     assert_eq!(fs::read(checkout.path.join("a")).unwrap(), b"honest");
     let mirror = &bench.mirrors()[0];
+    assert!(bench.repository.join("objects/info/alternates").exists());
     assert!(!mirror.join("objects/info/alternates").exists());
+    assert!(!fs::read_to_string(mirror.join("config")).unwrap().contains("fsmonitor"));
     assert!(!mirror.join("info/grafts").exists() && !mirror.join("refs/replace").exists());
     // libgit2 puts an explanation there, and never runs a hook of a fetch.
     assert_eq!(crate::support::names(&mirror.join("hooks")), ["README.sample"]);
@@ -265,7 +270,59 @@ async fn local_paths_are_allowed_only_where_the_policy_says_so() {
 }
 
 #[tokio::test]
-async fn messages_of_any_encoding_are_read() {
+async fn a_repository_below_an_allowed_directory_has_all_its_parts_there() {
+    let secret = Bench::new();
+    let id = commit(&secret.open(), &file(b"secret"));
+    let allowed = secret.directory.path().join("allowed");
+    fs::create_dir(&allowed).unwrap();
+    let mut below = Bench::with_policy(SourcePolicy::default().allow_local_paths_below(&allowed));
+    // A .git file, a link in place of the objects, objects that are borrowed.
+    fs::create_dir(allowed.join("file")).unwrap();
+    fs::write(allowed.join("file/.git"), format!("gitdir: {}\n", secret.url)).unwrap();
+    for name in ["link", "borrowed"] {
+        crate::support::make_repository(&allowed.join(name));
+    }
+    fs::remove_dir_all(allowed.join("link/objects")).unwrap();
+    std::os::unix::fs::symlink(secret.repository.join("objects"), allowed.join("link/objects")).unwrap();
+    let objects = format!("{}/objects\n", secret.url);
+    fs::write(allowed.join("borrowed/objects/info/alternates"), objects).unwrap();
+    fs::write(allowed.join("borrowed/refs/heads/main"), format!("{id}\n")).unwrap();
+    for (name, expected) in [
+        ("file", "a part of it is not below"),
+        ("link", "a part of it is not below"),
+        ("borrowed", "borrows objects of another repository"),
+    ] {
+        below.url = allowed.join(name).to_str().unwrap().to_owned();
+        let error = below.fetch("main").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{name}: {error}");
+        assert!(error.to_string().contains(expected), "{name}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn authors_committers_and_messages_are_told_apart_and_read_in_any_encoding() {
+    let bench = Bench::new();
+    let repository = bench.open();
+    let tree = write_tree(&repository, &[]);
+    let text = [
+        format!("tree {tree}\nauthor Ada <a@x> 1000000000 +0200\ncommitter Bob <b@x> 1700000000 -0700\n")
+            .as_bytes(),
+        b"encoding ISO-8859-1\n\nCaf\xe9\n\nmore",
+    ]
+    .concat();
+    let id = repository.odb().unwrap().write(git2::ObjectType::Commit, &text).unwrap();
+    repository.reference("refs/heads/main", id, true, "").unwrap();
+    let found = bench.fetch("main").await.unwrap();
+    assert_eq!(
+        (found.sha, found.summary, found.author),
+        (id.to_string(), "Café".to_owned(), "Ada".to_owned())
+    );
+    // When it came to be in this form.
+    assert_eq!(found.time.timestamp(), 1_700_000_000);
+}
+
+#[tokio::test]
+async fn a_long_message_is_cut_at_a_character() {
     let bench = Bench::new();
     let repository = bench.open();
     let tree = write_tree(&repository, &[]);

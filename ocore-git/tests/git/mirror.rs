@@ -38,6 +38,9 @@ async fn a_second_fetch_receives_what_is_new() {
     let bench = Bench::new();
     fill(&bench, 100);
     bench.fetch("main").await.unwrap();
+    let deltas =
+        |progress: &Progress| progress.what == "resolving deltas" && Some(progress.done) == progress.total;
+    assert!(bench.sink.progress.lock().unwrap().iter().any(deltas));
     assert_eq!(objects(&bench), 300);
     let repository = bench.open();
     commit(&repository, &[(b"file", Entry::File(b"new"))]);

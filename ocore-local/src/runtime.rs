@@ -33,6 +33,7 @@ use self::{
     occupants::Place,
     record::{Kind, Name, Record, Records},
 };
+pub(crate) use self::{occupants::refuse_sharing, record::INSTANCES};
 use crate::process::Identity;
 
 /// How many of the last lines of a log are evidence.

@@ -24,6 +24,7 @@ use self::{place::Place, stage::Stage, take::Take};
 use crate::{
     blocking,
     durable::{self, At},
+    runtime,
     tree::{self, Limit, manifest::Manifest},
 };
 
@@ -39,7 +40,8 @@ use crate::{
 /// **A restore** builds the directory anew beside the old one, checking every checksum, and exchanges the two in one
 /// step (`renameat2`; where the file system cannot, two renames that the next call finishes). Killed at any moment,
 /// there is the old data or the new. The data directory must not be a mount point or a link, and the worker must be
-/// allowed to write into the directory above it, which needs room for a second copy.
+/// allowed to write into the directory above it, which needs room for a second copy. No process of another instance may
+/// work on it, of another root neither.
 ///
 /// **Not kept**: extended attributes, access control lists, hard links (they become copies), holes in sparse files.
 /// Sockets and pipes are left out; devices are refused. Writes through shared memory maps are seen when the kernel
@@ -55,7 +57,7 @@ pub struct LocalSnapshotter {
 
 /// The directory of all snapshots, below the root.
 const SNAPSHOTS: &str = "snapshots";
-/// The data, below a snapshot's own directory.
+/// The data, below a snapshot's own directory; and below the root, a lock and a fence per data directory.
 const DATA: &str = "data";
 const LIMIT: Limit = Limit { entries: 10_000_000, bytes: u64::MAX };
 const VERSION: u32 = 1;
@@ -84,7 +86,7 @@ enum Held {
 }
 
 impl LocalSnapshotter {
-    /// A snapshotter that keeps its snapshots below `root`. They are as secret as the data is: only the worker's user
+    /// A snapshotter that keeps its snapshots below `root`, that of the runtime. They are as secret as the data is: only the worker's user
     /// can read them.
     #[must_use]
     pub fn new(root: impl Into<PathBuf>) -> Self {
@@ -100,23 +102,24 @@ impl LocalSnapshotter {
         Ok(self.root.join(SNAPSHOTS).join(name))
     }
 
-    fn place(&self, instance: &Instance) -> Option<Place> {
-        instance.data_directory.as_deref().map(|data| Place::new(&self.root, data))
+    fn place(&self, instance: &Instance) -> Result<Option<Place>> {
+        instance.data_directory.as_deref().map(|data| Place::find(&self.root, data)).transpose()
     }
 }
 
 #[async_trait]
 impl Snapshotter for LocalSnapshotter {
     async fn take(&self, context: &Context, instance: &Instance) -> Result<Snapshot> {
-        let place = self.place(instance);
+        let place = self.place(instance)?;
         let take = Take::new(self.root.join(SNAPSHOTS), context.clone(), instance, place.clone());
         if let Some(place) = place {
             let held = place.fenced.enter(context).await?;
-            let fence = context.fence();
+            let (root, calling, instance) = (self.root.clone(), context.clone(), instance.clone());
             blocking::run(context, move |_| {
                 let _held = held;
                 place.check()?;
-                place.settle(fence)
+                runtime::refuse_sharing(&root, &calling, &instance, &place.data)?;
+                place.settle(calling.fence())
             })
             .await?;
         }
@@ -125,7 +128,7 @@ impl Snapshotter for LocalSnapshotter {
 
     async fn restore(&self, context: &Context, instance: &Instance, snapshot: &Snapshot) -> Result<()> {
         let directory = self.directory(snapshot)?;
-        let Some(place) = self.place(instance) else {
+        let Some(place) = self.place(instance)? else {
             let manifest = blocking::run(context, move |_| read(&directory)).await?;
             return match manifest.head.data {
                 Held::Unmanaged | Held::Absent => Ok(()),

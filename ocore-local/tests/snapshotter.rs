@@ -253,6 +253,43 @@ async fn what_cannot_be_restored_later_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn data_and_ocores_own_files_must_not_be_in_each_other() {
+    let fixture = fixture();
+    fs::create_dir_all(fixture.root.path().join("state/snapshots")).unwrap();
+    symlink(fixture.root.path(), fixture.root.path().join("srv/elsewhere")).unwrap();
+    for data in ["state", "state/snapshots", "state/snapshots/data", "srv/elsewhere/state"] {
+        let caller = Caller::new(environment(&fixture.root.path().join(data)));
+        let result = fixture.snapshotter.take(&caller.call(1, 1), caller.instance()).await;
+        let error = result.expect_err(data);
+        assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+        assert!(error.to_string().contains("are in each other"), "{data}: {error}");
+        assert_eq!(names(&fixture.snapshots()), BTreeSet::new());
+    }
+}
+
+/// Two roots, or two environments, have no lock in common where their paths differ.
+#[tokio::test]
+async fn data_that_another_instance_works_on_is_refused() {
+    let fixture = fixture();
+    fs::create_dir(fixture.data()).unwrap();
+    symlink("srv", fixture.root.path().join("link")).unwrap();
+    let mut other = Command::new("sleep")
+        .arg("1000")
+        .env("OCORE_PROCESS", "0123456789abcdef:00000000-0000-0000-0000-000000000001:1:web")
+        .env("DATA_DIR", fixture.data())
+        .spawn()
+        .unwrap();
+    let caller = Caller::new(environment(&fixture.root.path().join("link/data")));
+    let result = fixture.snapshotter.take(&caller.call(1, 1), caller.instance()).await;
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    assert!(error.to_string().contains("works on the data directory"), "{error}");
+    fixture.snapshotter.take(&caller.call(1, 1), caller.instance()).await.unwrap();
+}
+
+#[tokio::test]
 async fn only_snapshots_are_removed() {
     let fixture = fixture();
     let caller = fixture.caller();

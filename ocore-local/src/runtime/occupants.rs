@@ -2,11 +2,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
 use ocore_core::{
+    environment::Instance,
     id::{DeploymentId, Fence},
     port::{Classify, Context, Error, Result},
 };
@@ -157,6 +158,30 @@ impl Place {
     pub(super) fn refuse_overtaken(&self, context: &Context) -> Result<()> {
         if self.fenced.overtaken(context.fence()) { Err(Error::fenced()) } else { Ok(()) }
     }
+}
+
+/// Refuses a data directory that a process of another instance works on, be it of another root.
+pub(crate) fn refuse_sharing(root: &Path, context: &Context, instance: &Instance, data: &Path) -> Result<()> {
+    let own = Place::new(Records::directory(root, context, instance));
+    for process in Process::all().transient("read /proc")? {
+        let variable = |name| process.variable(name).transient("look for the processes on the data");
+        let Some(mark) = variable(MARK)? else { continue };
+        if own.parse_mark(&mark).is_some() {
+            continue;
+        }
+        let works_on = variable("DATA_DIR")?.and_then(|text| Path::new(&text).canonicalize().ok());
+        if works_on.is_some_and(|directory| directory == data) {
+            let environment = variable("OCORE_ENVIRONMENT")?.unwrap_or_default();
+            return Err(Error::permanent(format!(
+                "process {} ({}) of environment {environment} works on the data directory {}, known to it by another \
+                 path or to another state directory: give one of them another",
+                process.pid,
+                process.name,
+                data.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn belongs_to(process: &Process, record: &Record) -> bool {

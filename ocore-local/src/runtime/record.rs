@@ -19,6 +19,8 @@ use crate::{
     process::Identity,
 };
 
+/// The directory of all instances' state, below the root.
+pub(crate) const INSTANCES: &str = "instances";
 /// How many records of processes that have ended are kept per instance, with their logs.
 const ENDED_KEPT: usize = 5;
 
@@ -101,7 +103,7 @@ impl Records {
     /// The directory of an instance's state.
     pub(super) fn directory(root: &Path, context: &Context, instance: &Instance) -> PathBuf {
         let environment = context.environment().name().as_str();
-        root.join("instances").join(environment).join(instance.name.as_str())
+        root.join(INSTANCES).join(environment).join(instance.name.as_str())
     }
 
     pub(super) const fn new(directory: PathBuf) -> Self {

@@ -16,27 +16,36 @@ use rustix::{
     io::Errno,
 };
 
+use super::{DATA, SNAPSHOTS};
 use crate::{
+    builder::RELEASES,
     durable::{self, At},
     fenced::Fenced,
+    runtime::INSTANCES,
 };
 
 /// A data directory.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
+    root: PathBuf,
+    /// Without links above it: one directory has one path, and with it one lock.
     pub(super) data: PathBuf,
     pub(super) fenced: Fenced,
 }
 
 impl Place {
-    pub(super) fn new(root: &Path, data: &Path) -> Self {
+    pub(super) fn find(root: &Path, data: &Path) -> Result<Self> {
+        let parent = data.parent().unwrap_or(Path::new("/"));
+        let above = parent.canonicalize().at("find the directory above the data directory,", parent)?;
+        let data = above.join(data.file_name().unwrap_or_default());
         let digest = blake3::hash(data.as_os_str().as_encoded_bytes()).to_hex();
-        let directory = root.join("data").join(&digest.as_str()[..32]);
-        Self { data: data.to_owned(), fenced: Fenced::new(directory) }
+        let directory = root.join(DATA).join(&digest.as_str()[..32]);
+        Ok(Self { root: root.to_owned(), data, fenced: Fenced::new(directory) })
     }
 
     /// Refuses early what could not be restored later.
     pub(super) fn check(&self) -> Result<()> {
+        self.refuse_overlap()?;
         let parent = self.parent();
         let above = fs::metadata(parent).at("find the directory above the data directory,", parent)?;
         rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK)
@@ -57,6 +66,21 @@ impl Place {
         if metadata.dev() != above.dev() {
             let what = format!("the data directory {data} is a mount point: use a directory inside of it");
             return Err(Error::permanent(what));
+        }
+        Ok(())
+    }
+
+    /// What ocore keeps must not be a part of the data, nor the other way round.
+    fn refuse_overlap(&self) -> Result<()> {
+        let root = self.root.canonicalize().at("find", &self.root)?;
+        let own = [RELEASES, INSTANCES, SNAPSHOTS, DATA].map(|name| root.join(name));
+        if own.iter().any(|own| own.starts_with(&self.data) || self.data.starts_with(own)) {
+            return Err(Error::permanent(format!(
+                "the data directory {} and ocore's own files in {} are in each other: choose another place for one \
+                 of them",
+                self.data.display(),
+                root.display()
+            )));
         }
         Ok(())
     }
@@ -183,7 +207,7 @@ mod tests {
     use super::*;
 
     fn place(root: &Path) -> (Place, PathBuf) {
-        let place = Place::new(root, &root.join("data"));
+        let place = Place::find(&root.join("state"), &root.join("data")).unwrap();
         let staged = place.beside(Fence::new(1), "new");
         fs::create_dir(&place.data).unwrap();
         fs::write(place.data.join("file"), "old").unwrap();

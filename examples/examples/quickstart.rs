@@ -35,7 +35,7 @@ async fn quickstart(home: PathBuf) -> Result<Ended<()>> {
         .snapshotter(LocalSnapshotter::new(&local))
         .runtime(runtime.clone())
         .probe(HttpProbe::new(HttpPolicy::default().deployment_header(DEPLOYMENT_HEADER)))
-        .timing(Timing::tight())
+        .timing(Timing::foreground())
         .build()?;
 
     let port = http::free_port()?;

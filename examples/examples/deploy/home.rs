@@ -56,7 +56,7 @@ impl Home {
             .snapshotter(LocalSnapshotter::new(&local))
             .runtime(runtime.clone())
             .probe(HttpProbe::new(HttpPolicy::default()))
-            .timing(Timing::tight())
+            .timing(Timing::foreground())
             .build()?;
         Ok(Self { directory, environment, engine, runtime })
     }

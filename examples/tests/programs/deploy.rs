@@ -1,9 +1,12 @@
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use ocore_examples::{http, sample_app::Manifest};
 use rustix::process::Signal;
 
-use crate::program::{CANARY, Running, Site, contains};
+use crate::program::{CANARY, Running, Site, contains, wait_until};
 
 #[test]
 fn deployments_go_on_top_of_each_other_and_can_be_rolled_back() {
@@ -44,6 +47,22 @@ fn a_failed_health_check_leaves_the_old_version_and_shows_why() {
     let id = &site.history()[1].0;
     let logs = site.run(&["logs", id]).expect(0, "health check: the payment service does not answer");
     assert!(logs.text.contains("data migrated from schema 1 to 2"), "{}", logs.text);
+}
+
+#[test]
+fn a_machine_that_stands_still_for_two_seconds_breaks_nothing_off() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    site.commit(&Manifest::new("2", 2).slow_migration(300));
+    let running = site.start_slow();
+    running.signal(Signal::STOP);
+    let stopped = Instant::now();
+    wait_until("two seconds are over", || stopped.elapsed() > Duration::from_secs(2));
+    running.signal(Signal::CONT);
+    let (code, text) = running.wait();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(!text.contains("broken off") && !text.contains("trying again"), "{text}");
 }
 
 #[test]

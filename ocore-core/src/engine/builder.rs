@@ -222,8 +222,16 @@ impl Default for Timing {
 }
 
 impl Timing {
-    /// The default timing, for one machine: a crash is noticed within two seconds, and a shutdown interrupts the
-    /// step at once.
+    /// The default timing, for a program that somebody waits for: a cancel is noticed within a second, and a shutdown
+    /// interrupts the step at once. A disk that is busy for seconds does no harm.
+    #[must_use]
+    pub fn foreground() -> Self {
+        let heartbeat = Duration::from_secs(1);
+        Self { heartbeat, drain: Duration::ZERO, interrupt: Duration::ZERO, ..Self::default() }
+    }
+
+    /// For tests, and for one machine whose disk never waits: a crash is noticed within two seconds, and a shutdown
+    /// interrupts the step at once.
     #[must_use]
     pub fn tight() -> Self {
         Self {

@@ -136,7 +136,8 @@ impl LocalRuntime {
         Launch::new(&self.root, context, instance, release, name, &self.secrets_of(context))
     }
 
-    /// Starts the process, or finds it running; the caller holds the place.
+    /// Starts the process, or finds it running; the caller holds the place. `taken` is the error where another program
+    /// has the port.
     async fn run(
         &self,
         context: &Context,
@@ -144,6 +145,7 @@ impl LocalRuntime {
         instance: &Instance,
         release: &Release,
         name: Name,
+        taken: fn(String) -> Error,
     ) -> Result<Started> {
         let launch = self.launch(context, instance, release, name)?;
         place.end_others(context, name.deployment, self.grace).await?;
@@ -162,7 +164,7 @@ impl LocalRuntime {
         if context.is_cancelled() {
             return Err(Error::cancelled());
         }
-        network::refuse_taken(instance)?;
+        network::refuse_taken(instance, taken)?;
         launch::prepare_data(instance)?;
         place.records.prune()?;
         // Nothing is awaited between the start and the record: a call that is dropped leaves none without the other.
@@ -172,11 +174,19 @@ impl LocalRuntime {
 
     fn spawn(&self, context: &Context, place: &Place, launch: &Launch, name: Name) -> Result<()> {
         let log = place.records.log(name);
-        let (keeper, output, pipe) =
-            log::keep(&log, self.log_bytes).permanent("start /bin/sh, which keeps logs")?;
-        let error = output.try_clone().transient("share the pipe to the log")?;
-        let started = launch.command(place, name, Stdio::from(output), Stdio::from(error)).spawn();
-        let mut child = launch.failed(started)?;
+        let (mut keeper, output, pipe) = log::keep(&log, self.log_bytes)?;
+        let error = output.try_clone().transient("share the pipe to the log");
+        let started = error.and_then(|error| {
+            launch.started(launch.command(place, name, Stdio::from(output), Stdio::from(error)).spawn())
+        });
+        let mut child = match started {
+            Ok(child) => child,
+            Err(error) => {
+                // Nobody writes into its pipe: it ends.
+                drop(keeper.wait());
+                return Err(error);
+            }
+        };
         let recorded = Identity::of(child.id()).transient("find the new process").and_then(|process| {
             context.log(format!("process {} started; its log: {}", process.pid, log.display()));
             place.records.write(&Record {
@@ -192,6 +202,7 @@ impl LocalRuntime {
         if let Err(error) = recorded {
             place.kill(|found| found == name);
             drop(child.wait());
+            drop(reap(child, keeper, place.records.ended(name)));
             return Err(error);
         }
         reap(child, keeper, place.records.ended(name))
@@ -219,7 +230,7 @@ impl Runtime for LocalRuntime {
         let name = Name { deployment: context.deployment(), fence: context.fence(), kind: Kind::Web };
         let place = self.place(context, instance);
         let _held = place.fenced.enter(context).await?;
-        self.run(context, &place, instance, release, name).await
+        self.run(context, &place, instance, release, name, Error::permanent).await
     }
 
     async fn withdraw(&self, context: &Context, instance: &Instance) -> Result<()> {
@@ -238,7 +249,8 @@ impl Runtime for LocalRuntime {
         let name = Name { deployment, fence: context.fence(), kind: Kind::Web };
         let place = self.place(context, &live.instance);
         let _held = place.fenced.enter(context).await?;
-        self.run(context, &place, &live.instance, release, name).await
+        // Whoever has the port may be gone at the next attempt; there is nothing better than to try again.
+        self.run(context, &place, &live.instance, release, name, Error::transient).await
     }
 
     async fn inspect(

@@ -400,6 +400,43 @@ async fn a_process_that_has_got_the_number_of_another_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_start_that_fails_leaves_no_dead_child() {
+    let (fixture, caller) = (fixture(), caller());
+    let release = fixture.script("").await;
+    let program = fixture.root.path().join("releases").join(&release.image.reference).join("tree/bin/run");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&program, "#!/no/such/interpreter\n").unwrap();
+    let result = fixture.runtime.start(&caller.call(1, 1), caller.instance(), &release).await;
+    let error = result.unwrap_err();
+    assert!(error.to_string().contains("is the interpreter in its first line there?"), "{error}");
+    let own = std::process::id();
+    let dead = || {
+        let stats = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| fs::read_to_string(entry.ok()?.path().join("stat")).ok());
+        stats.filter(|stat| stat.contains(&format!(") Z {own} "))).count()
+    };
+    eventually("every child has been waited for", || async { dead() == 0 }).await;
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_while_the_old_version_comes_back_may_become_free() {
+    let fixture = fixture();
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let spec = spec().port(taken.local_addr().unwrap().port());
+    let caller = Caller::new(environment(spec));
+    let release = fixture.script("exec sleep 1000").await;
+    let started = Started::new(format!("{}-1", DeploymentId::from_u128(1)));
+    let live = LiveInstance::new(caller.instance().clone(), started);
+    let error = fixture.runtime.revive(&caller.call(2, 2), &live, &release).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Transient, "{error}");
+    drop(taken);
+    fixture.runtime.revive(&caller.call(2, 3), &live, &release).await.unwrap();
+    let context = caller.call(1, 4);
+    fixture.runtime.withdraw(&context, caller.instance()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_corrupt_record_is_an_error_that_says_what_to_do() {
     let (fixture, caller) = (fixture(), caller());
     fixture.start(&caller, "exec sleep 1000").await;

@@ -16,7 +16,7 @@ use ocore_core::{
     release::Release,
     secret::Secret,
 };
-use rustix::fs::Access;
+use rustix::{fs::Access, io::Errno};
 
 use super::{
     occupants::{MARK, Place},
@@ -92,20 +92,27 @@ impl Launch {
         command
     }
 
-    pub(super) fn failed<T>(&self, started: io::Result<T>) -> Result<T> {
-        let program = self.program.display();
-        match started {
-            Ok(child) => Ok(child),
-            Err(error) => match error.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => Err(error).permanent(format!(
-                    "start {program}: is it executable, and is the interpreter in its first line there?"
-                )),
-                io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => {
-                    Err(error).transient(format!("start {program}"))
-                }
-                _ => Err(error).permanent(format!("start {program}")),
-            },
+    pub(super) fn started<T>(&self, started: io::Result<T>) -> Result<T> {
+        classify(&self.program, started)
+    }
+}
+
+/// What it means that a program could not be started: what a person must change is permanent. Too many processes, too
+/// many open files, too little memory may pass.
+pub(super) fn classify<T>(program: &Path, started: io::Result<T>) -> Result<T> {
+    let doing = format!("start {}", program.display());
+    let error = match started {
+        Ok(child) => return Ok(child),
+        Err(error) => error,
+    };
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::NOENT | Errno::ACCESS | Errno::PERM) => Err(error)
+            .permanent(format!("{doing}: is it executable, and is the interpreter in its first line there?")),
+        Some(Errno::NOEXEC) => {
+            Err(error).permanent(format!("{doing}: it is neither a program of this machine nor a script"))
         }
+        Some(Errno::TOOBIG) => Err(error).permanent(format!("{doing}: its variables are too long")),
+        _ => Err(error).transient(doing),
     }
 }
 
@@ -208,4 +215,24 @@ pub(super) fn prepare_data(instance: &Instance) -> Result<()> {
     drop(File::open(directory).at("open the data directory", directory)?);
     let access = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK);
     access.map_err(io::Error::from).at("write into the data directory", directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ocore_core::port::ErrorKind;
+
+    #[test]
+    fn only_what_a_person_must_change_is_permanent() {
+        let check = |error: Errno, kind: ErrorKind| {
+            let failed = classify(Path::new("/bin/x"), Err::<(), _>(io::Error::from(error))).unwrap_err();
+            assert_eq!(failed.kind(), kind, "{error}: {failed}");
+        };
+        for error in [Errno::NOENT, Errno::ACCESS, Errno::NOEXEC, Errno::TOOBIG] {
+            check(error, ErrorKind::Permanent);
+        }
+        for error in [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM, Errno::TXTBSY, Errno::IO] {
+            check(error, ErrorKind::Transient);
+        }
+    }
 }

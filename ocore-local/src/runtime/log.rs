@@ -8,6 +8,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use ocore_core::port::{Classify, Result};
+
+use super::launch::classify;
+use crate::durable::At;
+
 /// How many of the last bytes are looked at for the last lines.
 const TAIL_BYTES: u64 = 64 * 1024;
 
@@ -34,12 +39,13 @@ done
 /// Starts the process that keeps the log, and returns it with the end of the pipe that the program writes to.
 ///
 /// It is a child of the worker that outlives it: it ends when nobody can write into the pipe any more.
-pub(super) fn keep(path: &Path, limit_bytes: u64) -> io::Result<(Child, PipeWriter, u64)> {
-    let (reader, writer) = io::pipe()?;
-    let pipe = inode(&reader)?;
+pub(super) fn keep(path: &Path, limit_bytes: u64) -> Result<(Child, PipeWriter, u64)> {
+    const SHELL: &str = "/bin/sh";
+    let (reader, writer) = io::pipe().transient("make a pipe for the log")?;
+    let pipe = inode(&reader).transient("look at the pipe of the log")?;
     remove(path);
-    let log = OpenOptions::new().create(true).append(true).open(path)?;
-    let child = Command::new("/bin/sh")
+    let log = OpenOptions::new().create(true).append(true).open(path).at("make the log", path)?;
+    let child = Command::new(SHELL)
         .args(["-c", KEEPER, "ocore-log"])
         .arg(path)
         .arg(limit_bytes.to_string())
@@ -51,8 +57,8 @@ pub(super) fn keep(path: &Path, limit_bytes: u64) -> io::Result<(Child, PipeWrit
         .stdout(Stdio::from(log))
         .stderr(Stdio::null())
         .process_group(0)
-        .spawn()?;
-    Ok((child, writer, pipe))
+        .spawn();
+    Ok((classify(Path::new(SHELL), child)?, writer, pipe))
 }
 
 fn inode(pipe: &PipeReader) -> io::Result<u64> {

@@ -12,8 +12,9 @@ use ocore_core::{
 
 use crate::process::Process;
 
-/// Refuses a start on a port that another program listens on, and names it where it can be seen.
-pub(super) fn refuse_taken(instance: &Instance) -> Result<()> {
+/// Refuses a start on a port that another program listens on, and names it where it can be seen. `refusal` says whether
+/// that may pass.
+pub(super) fn refuse_taken(instance: &Instance, refusal: fn(String) -> Error) -> Result<()> {
     let Some(port) = instance.port else { return Ok(()) };
     let host = instance.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let error = match try_bind(host, port) {
@@ -33,9 +34,7 @@ pub(super) fn refuse_taken(instance: &Instance) -> Result<()> {
         || "another program".to_owned(),
         |process| format!("process {} ({})", process.pid, process.name),
     );
-    Err(Error::permanent(format!(
-        "port {port} is in use by {holder}: stop it, or give the instance another port"
-    )))
+    Err(refusal(format!("port {port} is in use by {holder}: stop it, or give the instance another port")))
 }
 
 fn try_bind(host: IpAddr, port: u16) -> io::Result<()> {

@@ -72,7 +72,7 @@ impl Drop for Running {
 impl Running {
     fn start(place: &Place, launch: &Launch, name: Name) -> Result<Self> {
         let mut command = Command::from(launch.command(place, name, Stdio::piped(), Stdio::piped()));
-        let child = launch.failed(command.kill_on_drop(true).spawn())?;
+        let child = launch.started(command.kill_on_drop(true).spawn())?;
         let pid = child.id();
         let running = Self { place: place.clone(), name, child };
         let pid = pid.ok_or_else(|| Error::transient("the new process has no number"))?;

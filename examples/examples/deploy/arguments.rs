@@ -26,12 +26,19 @@ pub(crate) struct Place {
     /// The environment's name
     #[arg(long, value_name = "NAME", default_value = "production", global = true)]
     pub(crate) name: String,
+    /// The private key for a repository over ssh. If it is locked, the variable OCORE_GIT_SSH_PASSPHRASE opens it
+    #[arg(long, value_name = "FILE", requires = "host_keys", global = true)]
+    pub(crate) ssh_key: Option<PathBuf>,
+    /// The public keys of the repository's ssh host, as `ssh-keyscan HOST` prints them: compare them with what the
+    /// host publishes
+    #[arg(long, value_name = "FILE", requires = "ssh_key", global = true)]
+    pub(crate) host_keys: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Args)]
 pub(crate) struct Deploy {
     /// The repository: a path, or a URL (https, ssh). Remembered for later calls. A token for https is read from
-    /// the variable OCORE_GIT_TOKEN
+    /// the variable OCORE_GIT_TOKEN; ssh needs --ssh-key
     #[arg(long, value_name = "PATH-OR-URL")]
     pub(crate) repository: Option<String>,
     /// What to deploy: a branch, a commit's id (7 digits or more), or refs/tags/NAME; in a local repository a tag's

@@ -125,6 +125,19 @@ fn logs_follow_a_deployment_to_its_end() {
 }
 
 #[test]
+fn a_key_for_ssh_comes_from_a_file_together_with_the_hosts_own() {
+    let site = Site::new();
+    let url = "git@git.example.org:acme/shop.git";
+    let with = |arguments: &[&str]| site.run(&[&["--repository", url], arguments].concat());
+    with(&["--ssh-key", "key"]).expect(2, "--host-keys");
+    with(&["--ssh-key", "key", "--host-keys", "hosts"]).expect(2, "key cannot be read");
+    fs::write(site.path("key"), CANARY).unwrap();
+    fs::write(site.path("hosts"), "# git.example.org\n@revoked git.example.org ssh-ed25519 AAAA\n").unwrap();
+    with(&["--ssh-key", "key", "--host-keys", "hosts"]).expect(2, "begins with a marker");
+    assert!(grep(&site.path(".ocore"), CANARY.as_bytes()).is_empty());
+}
+
+#[test]
 fn a_token_is_nowhere_on_the_disk() {
     let site = Site::new();
     site.commit(&Manifest::new("1", 1));

@@ -1,6 +1,7 @@
 //! A cluster: workers, a client, a supervisor and users, over one store and one world.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fmt,
     sync::{
@@ -48,6 +49,9 @@ const HEAL_MAX: Duration = Duration::from_secs(30 * 60);
 /// A dead worker is started again about so often.
 const SUPERVISE: Duration = Duration::from_secs(12);
 
+/// How long what is left over is cleaned up after a deployment.
+const CLEAN_UP: Duration = Duration::from_millis(300);
+
 /// The caller number of the client.
 const CLIENT: usize = 1000;
 
@@ -57,14 +61,18 @@ const CLIENT: usize = 1000;
 pub struct Outcome {
     /// What was wrong. Nothing, if all is well.
     pub violations: Vec<String>,
-    /// The calls that were made.
+    /// The calls that were made before everything was healed: those that can fail.
     pub calls: Vec<Call>,
+    /// How many calls were made in all.
+    pub calls_in_all: u64,
     /// How often each call failed in each way.
     pub hits: BTreeMap<(Call, Fault), u64>,
-    /// How often each worker was polled before it was struck or the faults stopped.
+    /// How often the first incarnation of each worker was polled before everything was healed.
     pub worker_polls: Vec<u64>,
     /// How often all tasks were polled until the script was done.
     pub polls: u64,
+    /// At which poll each act's deployment was accepted.
+    pub accepted_at: BTreeMap<usize, u64>,
     /// How often all tasks were polled in all.
     pub polls_in_all: u64,
     /// How much virtual time passed.
@@ -84,6 +92,7 @@ pub(crate) struct Cluster {
     pub(crate) clock: Arc<SimExecutor>,
     faults: Faults,
     root: Process,
+    client: Process,
     state: Mutex<State>,
     healed: AtomicBool,
     at_rest: AtomicBool,
@@ -92,7 +101,10 @@ pub(crate) struct Cluster {
 
 struct State {
     workers: Vec<Worker>,
-    asked: BTreeMap<usize, DeploymentId>,
+    /// The first process of each worker.
+    first: Vec<Process>,
+    /// What was asked for, and at which poll it was accepted.
+    asked: BTreeMap<usize, (DeploymentId, u64)>,
     chance: Chance,
     started: usize,
 }
@@ -116,14 +128,14 @@ pub fn run(plan: &Plan) -> Outcome {
     let options = SimOptions::seed(plan.seed).order(plan.order).keep_trace(plan.keep_trace);
     let sim = Sim::new(options);
     let cluster = Arc::new(Cluster::new(&sim, plan.clone()));
-    cluster.begin();
+    let client = cluster.begin();
     let ended = sim.run_until(SCRIPT_MAX, || cluster.done.load(Ordering::Relaxed));
     let polls = sim.polls();
-    let worker_polls = cluster.worker_polls();
+    let (calls, worker_polls) = (cluster.faults.calls(), cluster.worker_polls());
     if ended == Ended::OutOfPolls {
         cluster.journal.lock().blame("I10: a livelock".to_owned());
     }
-    cluster.heal();
+    cluster.heal(client);
     let limit = sim.now() + HEAL_MAX;
     let ended = sim.run_until(limit, || cluster.at_rest.load(Ordering::Relaxed));
     if ended != Ended::Done {
@@ -131,7 +143,7 @@ pub fn run(plan: &Plan) -> Outcome {
     }
     cluster.end_workers();
     let hits = cluster.faults.hits();
-    if hits.keys().any(|(_, fault)| matches!(fault, Fault::Late | Fault::LostThenLate)) {
+    if hits.keys().any(|(_, fault)| fault.is_late()) {
         sim.run_until(sim.now() + LATE_MAX, || false);
     }
     verdict::check(&cluster.journal, &cluster.store, plan.is_thorough());
@@ -141,10 +153,12 @@ pub fn run(plan: &Plan) -> Outcome {
     let accepted = cluster.journal.lock();
     Outcome {
         violations: accepted.violations.clone(),
-        calls: cluster.faults.calls(),
+        calls,
+        calls_in_all: cluster.faults.call_count(),
         hits,
         worker_polls,
         polls,
+        accepted_at: cluster.lock().asked.iter().map(|(act, (_, poll))| (*act, *poll)).collect(),
         polls_in_all: sim.polls(),
         virtual_time: sim.now(),
         marks: accepted.marks.clone(),
@@ -158,6 +172,7 @@ impl Cluster {
         let clock = root.executor();
         let (world, store) = (World::on(clock.clone()), MemoryStore::new(clock.clone()));
         let environment = environment(&plan);
+        let client = root.sibling("client");
         let _saved = now(store.save_environment(&environment));
         let instances = environment.instances().iter().map(|instance| instance.name.clone()).collect();
         let name = environment.name().clone();
@@ -173,8 +188,12 @@ impl Cluster {
         if let Some((port, method, fault)) = plan.always {
             faults.plan_always(port, method, fault);
         }
+        if let Some(fault) = plan.hints {
+            faults.plan_always("store", "changed", fault);
+        }
         let state = State {
             workers: Vec::new(),
+            first: Vec::new(),
             asked: BTreeMap::new(),
             chance: Chance::new(plan.seed ^ 0xb10b),
             started: 0,
@@ -187,6 +206,7 @@ impl Cluster {
             clock,
             faults,
             root,
+            client,
             state: Mutex::new(state),
             healed: AtomicBool::new(false),
             at_rest: AtomicBool::new(false),
@@ -194,7 +214,7 @@ impl Cluster {
         }
     }
 
-    fn begin(self: &Arc<Self>) {
+    fn begin(self: &Arc<Self>) -> Engine {
         let journal = self.journal.clone();
         let users = Mutex::new(Chance::new(self.plan.seed ^ 0x0005_e125));
         self.faults.watch(move |issued| {
@@ -208,38 +228,24 @@ impl Cluster {
         for number in 0..self.plan.workers {
             self.start_worker(number);
         }
-        let client = self.root.sibling("client");
-        let engine = self.engine(CLIENT, client.executor());
+        let engine = self.engine(CLIENT, self.client.executor());
         let cluster = self.clone();
-        let script_engine = engine.clone();
-        client.spawn(async move {
-            script::run(cluster.clone(), script_engine).await;
-            cluster.done_after_a_while().await;
-        });
-        if let Some((act, poll)) = self.plan.cancel {
-            let (cluster, moment) = (self.clone(), client.poll_reached(poll));
-            client.spawn(async move {
-                moment.await;
-                script::cancel(&cluster, &engine, act).await;
-            });
-        }
-        self.root.spawn(supervise(self.clone()));
-    }
-
-    /// The script is over when what it asked for has had time to happen.
-    async fn done_after_a_while(&self) {
-        for _ in 0..240 {
-            self.clock.sleep(Duration::from_millis(500)).await;
-            let record = now(self.store.environment(self.journal.environment()));
-            if record.is_some_and(|it| it.attention.is_some() || it.active.is_none() && it.queued == 0) {
-                break;
+        self.client.spawn({
+            let engine = engine.clone();
+            async move {
+                script::run(cluster.clone(), engine).await;
+                script::settle(&cluster).await;
+                // What is cleaned up afterwards can fail too.
+                cluster.clock.sleep(CLEAN_UP).await;
+                cluster.done.store(true, Ordering::Relaxed);
             }
-        }
-        self.done.store(true, Ordering::Relaxed);
+        });
+        self.root.spawn(supervise(self.clone()));
+        engine
     }
 
     /// Nothing fails any more; a person looks after what needs attention.
-    fn heal(self: &Arc<Self>) {
+    fn heal(self: &Arc<Self>, client: Engine) {
         self.faults.stop();
         self.healed.store(true, Ordering::Relaxed);
         let count = self.lock().workers.len();
@@ -247,9 +253,7 @@ impl Cluster {
             self.lock().workers[number].process.thaw();
             self.restart_if_ended(number);
         }
-        let healer = self.root.sibling("healer");
-        let engine = self.engine(CLIENT, healer.executor());
-        healer.spawn(script::heal(self.clone(), engine));
+        self.client.spawn(script::heal(self.clone(), client));
     }
 
     /// After the end, one more recovery finds nothing to do (I20).
@@ -316,6 +320,7 @@ impl Cluster {
         }
         let first = state.workers.len() <= number;
         if first {
+            state.first.push(process.clone());
             for (_, poll, blow) in self.plan.blows.iter().filter(|(worker, ..)| *worker == number) {
                 strike_at(process, *poll, *blow);
             }
@@ -344,7 +349,7 @@ impl Cluster {
     }
 
     fn worker_polls(&self) -> Vec<u64> {
-        self.lock().workers.iter().map(|worker| worker.process.polls()).collect()
+        self.lock().first.iter().map(Process::polls).collect()
     }
 
     pub(crate) fn shut_down(&self, worker: usize) {
@@ -353,12 +358,29 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn asked(&self, act: usize, id: DeploymentId) {
-        self.lock().asked.insert(act, id);
+    /// What always failed works again.
+    pub(crate) fn end_outage(&self) {
+        if let Some((port, method, _)) = self.plan.always {
+            self.faults.end_always(port, method);
+        }
+    }
+
+    /// What an act asked for was accepted: it may be cancelled from now on.
+    pub(crate) fn asked(self: &Arc<Self>, client: &Engine, act: usize, id: DeploymentId) {
+        let poll = self.client.polls_of_all();
+        self.lock().asked.insert(act, (id, poll));
+        if let Some((_, after)) = self.plan.cancel.filter(|(of, _)| *of == act) {
+            let (cluster, client) = (self.clone(), client.clone());
+            let moment = self.client.poll_reached(poll + after);
+            self.client.spawn(async move {
+                moment.await;
+                script::cancel(&cluster, &client, act).await;
+            });
+        }
     }
 
     pub(crate) fn id_of(&self, act: usize) -> Option<DeploymentId> {
-        self.lock().asked.get(&act).copied()
+        Some(self.lock().asked.get(&act)?.0)
     }
 
     pub(crate) fn rest(&self) {
@@ -397,7 +419,17 @@ fn timing() -> Timing {
     timing
 }
 
+thread_local! {
+    /// To check an environment takes longer than to copy it.
+    static ENVIRONMENTS: RefCell<BTreeMap<(usize, bool, bool), Environment>> = const { RefCell::new(BTreeMap::new()) };
+}
+
 fn environment(plan: &Plan) -> Environment {
+    let key = (plan.instances, plan.after_stop, plan.small_retention);
+    ENVIRONMENTS.with_borrow_mut(|known| known.entry(key).or_insert_with(|| new_environment(plan)).clone())
+}
+
+fn new_environment(plan: &Plan) -> Environment {
     let mut spec = EnvironmentSpec::new(ENVIRONMENT, REPOSITORY).branch("main");
     for number in 0..plan.instances {
         let port = 8000 + u16::try_from(number).unwrap_or(0);
@@ -407,7 +439,8 @@ fn environment(plan: &Plan) -> Environment {
         if plan.after_stop {
             policy.snapshot = SnapshotWhen::AfterStop;
         }
-        let long = Duration::from_secs(20);
+        // Longer than a lease: a call that hangs may outlive its worker's.
+        let long = Duration::from_secs(12);
         let deadlines = &mut policy.deadlines;
         for deadline in [
             &mut deadlines.fetch,
@@ -424,11 +457,10 @@ fn environment(plan: &Plan) -> Environment {
         policy.retry.delay_max = Duration::from_secs(2);
         policy.undo_retry.attempts_max = 4;
         policy.undo_retry.delay_max = Duration::from_secs(4);
-        policy.health.deadline = Duration::from_secs(30);
+        policy.health.deadline = Duration::from_secs(15);
         policy.health.interval_max = Duration::from_secs(2);
         policy.health.check_timeout = Duration::from_secs(4);
-        // Sometimes only what is needed is kept.
-        if plan.seed % 5 == 3 {
+        if plan.small_retention {
             policy.retention.snapshots_last = 1;
             policy.retention.snapshots_age = Duration::ZERO;
             policy.retention.images_last = 1;

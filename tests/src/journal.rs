@@ -16,10 +16,10 @@ use ocore_core::{
     name::{EnvironmentName, InstanceName},
     port::{CancelAnswer, Claim, Commit, Committed, Enqueued, Next},
     release::Live,
-    request::Trigger,
+    request::{Goal, RollbackMode, Trigger},
     testing::{
-        fakes::{Schema, World},
-        faults::Issued,
+        fakes::{Data, Running, Schema, World},
+        faults::{Fault, Issued},
         sim::SimExecutor,
     },
 };
@@ -38,15 +38,18 @@ pub(crate) struct Track {
     pub(crate) record: Deployment,
     pub(crate) began_at: Option<Duration>,
     pub(crate) finished_at: Option<Duration>,
-    /// When data was put back.
-    pub(crate) restored_at: Vec<Duration>,
-    /// For a rollback, the references of the snapshots that it puts back on its way forward.
-    pub(crate) loads: BTreeMap<InstanceName, String>,
+    /// The snapshots that were put back, and until when that may have been.
+    pub(crate) restores: Vec<(Duration, Moments)>,
+    /// For a rollback, when the snapshots were taken that it puts back on its way forward.
+    pub(crate) loads: Moments,
     cancel: bool,
     commits: u32,
     /// How often each step was tried again.
     retries: BTreeMap<Step, usize>,
 }
+
+/// When each instance's snapshot was taken, counted as the users' writes are.
+pub(crate) type Moments = BTreeMap<InstanceName, u64>;
 
 /// A user's write that was acknowledged.
 #[derive(Debug, Clone)]
@@ -71,7 +74,10 @@ pub(crate) struct Accepted {
     pub(crate) schemas: BTreeMap<DeploymentId, Vec<Schema>>,
     pub(crate) writes: Vec<Write>,
     pub(crate) marks: BTreeMap<&'static str, u64>,
+    paused: bool,
     fence: Fence,
+    /// The lane's fence when a call was made whose effect comes late.
+    late: BTreeMap<u64, Fence>,
     keys: BTreeMap<String, DeploymentId>,
     heartbeats: BTreeMap<usize, Duration>,
 }
@@ -86,6 +92,8 @@ pub struct Journal {
     timing: Timing,
     /// There may be work for somebody, or a cancel.
     pub(crate) changed: Notify,
+    /// A deployment has ended, or the lane has become quiet in another way.
+    pub(crate) ended: Notify,
 }
 
 impl std::fmt::Debug for Journal {
@@ -110,6 +118,7 @@ impl Journal {
             instances,
             timing,
             changed: Notify::new(),
+            ended: Notify::new(),
         }
     }
 
@@ -133,24 +142,97 @@ impl Journal {
     pub(crate) fn users_write(&self) {
         let at = self.clock.now();
         for instance in &self.instances {
-            if let Some((number, process)) = self.world.write(&self.environment, instance) {
-                let write = Write { number, instance: instance.clone(), at, by: process.deployment };
+            if let Some((number, by)) = self.world.write(&self.environment, instance) {
+                let write = Write { number, instance: instance.clone(), at, by };
                 self.lock().writes.push(write);
             }
         }
     }
 
-    /// A worker that may have lost its lease does nothing any more (removing what nobody needs is harmless).
+    /// A call is made, or a late one has its effect.
     pub(crate) fn issued(&self, issued: Issued) {
-        if issued.call.port == "store" || matches!(issued.call.method, "remove" | "discard") {
-            return;
-        }
-        let now = self.clock.now();
         let mut accepted = self.lock();
+        if issued.lands {
+            let before = accepted.late.get(&issued.index).copied().unwrap_or_default();
+            let fenced = accepted.fence > before;
+            return accepted.mark(if fenced { LANDED_AFTER_A_FENCE } else { "a late effect landed" });
+        }
+        if issued.fault.is_some_and(Fault::is_late) {
+            let fence = accepted.fence;
+            accepted.late.insert(issued.index, fence);
+        }
+        self.check_that_live_serves(&mut accepted);
+        // Removing what nobody needs is harmless.
+        if issued.call.port != "store" && !matches!(issued.call.method, "remove" | "discard") {
+            self.check_trust(&mut accepted, issued);
+        }
+    }
+
+    /// A worker that may have lost its lease does nothing any more.
+    fn check_trust(&self, accepted: &mut Accepted, issued: Issued) {
+        let now = self.clock.now();
         let trusted = accepted.heartbeats.get(&issued.caller).map(|at| *at + self.timing.watchdog);
         if trusted.is_none_or(|until| now > until) {
             accepted.blame(format!("I16: {} by worker {} whose lease is over", issued.call, issued.caller));
         }
+    }
+
+    /// As long as no deployment has come to its stop, what is live serves (L3).
+    fn check_that_live_serves(&self, accepted: &mut Accepted) {
+        let active = accepted.active.and_then(|id| accepted.tracks.get(&id));
+        let state = active.map(|track| &track.record.state);
+        let untouched = match state {
+            Some(Machine::Snapshot(snapshot)) => !snapshot.is_without_window(),
+            Some(Machine::Queued | Machine::Locate(_) | Machine::Fetch(_) | Machine::Build(_)) | None => true,
+            Some(_) => false,
+        };
+        let Some(live) = accepted.live.as_ref().filter(|_| untouched && accepted.attention.is_none()) else {
+            return;
+        };
+        let down = live.instances.iter().find(|(instance, live)| {
+            !self.world.serves(&self.environment, instance, &live.started.reference)
+        });
+        if let Some((instance, live)) = down {
+            let (what, step) = (&live.started.reference, state.map_or("nothing", name));
+            let what = format!("L3: {instance} does not run {what} while {step} is under way");
+            accepted.blame(what);
+        }
+    }
+
+    /// A person has put right by hand what could not be undone, and says so.
+    pub(crate) fn acknowledged(&self, stranded: DeploymentId) {
+        let now = self.clock.now();
+        let mut accepted = self.lock();
+        accepted.mark("acknowledged");
+        accepted.entries += 1;
+        accepted.attention = None;
+        let (live, schema, fence) = (accepted.live.clone(), accepted.schema_of_live(), accepted.fence);
+        let snapshots = accepted.snapshots_of(stranded);
+        for instance in &self.instances {
+            let data = self.world.data(&self.environment, instance).unwrap_or_default();
+            if data.half_written || data.schema != schema {
+                let reference = snapshots.get(instance).map_or("", String::as_str);
+                self.world.load(&self.environment, instance, reference);
+            }
+            let live = live.as_ref().and_then(|live| {
+                let reference = live.instances.get(instance)?.started.reference.clone();
+                Some(Running::new(reference, live.deployment, fence, live.release.commit.sha.clone()))
+            });
+            self.world.run_only(&self.environment, instance, fence, live);
+        }
+        let moments = moments(snapshots.iter());
+        if let Some(track) = accepted.tracks.get_mut(&stranded) {
+            track.restores.push((now, moments));
+        }
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn paused(&self, paused: bool) {
+        let mut accepted = self.lock();
+        accepted.paused = paused;
+        accepted.mark(if paused { "paused" } else { "resumed" });
+        self.changed.notify_waiters();
+        self.ended.notify_waiters();
     }
 
     pub(crate) fn heartbeat(&self, caller: usize) {
@@ -185,8 +267,8 @@ impl Journal {
             record: record.clone(),
             began_at: None,
             finished_at: None,
-            restored_at: Vec::new(),
-            loads: BTreeMap::new(),
+            restores: Vec::new(),
+            loads: Moments::new(),
             cancel: false,
             commits: 0,
             retries: BTreeMap::new(),
@@ -200,6 +282,7 @@ impl Journal {
             CancelAnswer::Cancelled => {
                 accepted.entries += 1;
                 accepted.mark("cancelled in the queue");
+                self.ended.notify_waiters();
                 if accepted.tracks.remove(&id).is_none_or(|track| track.began_at.is_some()) {
                     accepted.blame(format!("I2: {id} was cancelled as if it had been queued"));
                 }
@@ -243,7 +326,11 @@ impl Journal {
         self.check_snapshots(&mut accepted, &track, commit);
         let before = std::mem::replace(&mut track.record, commit.deployment.clone());
         track.commits += 1;
-        track.note_restore(&before.state, now);
+        let resumed = match before.request.trigger {
+            Trigger::Recovery { of } if before.state == Machine::Queued => accepted.snapshots_of(of),
+            _ => BTreeMap::new(),
+        };
+        track.note_restore(&before.state, moments(resumed.iter()), now);
         if track.commits == COMMITS_MAX {
             accepted.blame(format!("I10: {id} needs more than {COMMITS_MAX} commits"));
         }
@@ -255,6 +342,7 @@ impl Journal {
         }
         accepted.tracks.insert(id, track);
         if let Some(outcome) = commit.deployment.outcome() {
+            self.ended.notify_waiters();
             self.finish(&mut accepted, &commit.deployment, outcome);
         }
         if !matches!(answer, Committed::Continued { .. }) {
@@ -281,13 +369,16 @@ impl Journal {
         let expected = accepted.schema_of_live();
         for instance in &self.instances {
             let reference = deployment.snapshots.get(instance).map(|snapshot| snapshot.reference.as_str());
-            let held = reference.and_then(|reference| self.world.snapshot(reference));
-            let half_written = matches!(&held, Some(Some(data)) if data.half_written);
-            let good = held.map(|data| data.map_or(Vec::new(), |data| data.schema));
-            if half_written || good.as_ref() != Some(&expected) {
+            let is_good = |held: Option<&Data>| {
+                let schema = held.map_or(&[][..], |data| &data.schema);
+                !held.is_some_and(|data| data.half_written) && *schema == *expected
+            };
+            let good = reference.and_then(|reference| self.world.with_snapshot(reference, is_good));
+            if good != Some(true) {
+                let held = reference.map(|reference| self.world.snapshot(reference));
                 let what =
                     format!("I12: {} goes on without a snapshot of {instance} as it was", deployment.id);
-                accepted.blame(format!("{what}: {good:?}, not {expected:?}"));
+                accepted.blame(format!("{what}: {held:?}, not {expected:?}"));
             }
         }
     }
@@ -324,8 +415,10 @@ impl Journal {
     /// Running is written only after every instance has answered.
     fn check_healthy(&self, accepted: &mut Accepted, live: &Live) {
         for instance in &self.instances {
-            let running = self.world.running(&self.environment, instance);
-            if !running.iter().all(|process| process.passed >= 2) {
+            let seen = |mut up: &mut dyn Iterator<Item = &Running>| {
+                Iterator::all(&mut up, |process| process.passed >= 2)
+            };
+            if !self.world.with_running(&self.environment, instance, seen) {
                 accepted.blame(format!(
                     "I11: {} is Running, but {instance} was not seen healthy",
                     live.deployment
@@ -339,18 +432,34 @@ impl Journal {
         let schema = accepted.schema_of_live();
         for instance in &self.instances {
             let live = accepted.live.as_ref().and_then(|live| live.instances.get(instance));
-            let wanted: Vec<_> = live.map(|live| live.started.reference.clone()).into_iter().collect();
-            let running = self.world.running(&self.environment, instance);
-            let running: Vec<_> = running.into_iter().map(|process| process.reference).collect();
-            if running != wanted {
+            let wanted = live.map(|live| live.started.reference.as_str());
+            let only = |up: &mut dyn Iterator<Item = &Running>| {
+                up.map(|process| process.reference.as_str()).eq(wanted)
+            };
+            if !self.world.with_running(&self.environment, instance, only) {
+                let running = self.world.running(&self.environment, instance);
+                let wanted = wanted.map(str::to_owned);
                 accepted.blame(format!("{what}: {instance} runs {running:?}, not {wanted:?} (I5)"));
             }
-            let data = self.world.data(&self.environment, instance).unwrap_or_default();
-            if data.half_written || data.schema != schema {
+            let good = |data: Option<&Data>| {
+                let now = data.map_or(&[][..], |data| &data.schema);
+                !data.is_some_and(|data| data.half_written) && *now == *schema
+            };
+            if !self.world.with_data(&self.environment, instance, good) {
+                let data = self.world.data(&self.environment, instance);
                 accepted.blame(format!("{what}: the data of {instance} is {data:?}, not {schema:?} (I7)"));
             }
         }
     }
+}
+
+/// The mark that shows that the fences are needed.
+pub const LANDED_AFTER_A_FENCE: &str = "a late effect landed after a new fence";
+
+/// When snapshots were taken: the fake snapshotter counts them with the users' writes, and puts the number last.
+fn moments<'a, R: AsRef<str> + 'a>(snapshots: impl Iterator<Item = (&'a InstanceName, &'a R)>) -> Moments {
+    let moment = |reference: &str| reference.rsplit('-').next()?.parse().ok();
+    snapshots.filter_map(|(name, it)| Some((name.clone(), moment(it.as_ref())?))).collect()
 }
 
 impl Track {
@@ -367,14 +476,19 @@ impl Track {
         too_many
     }
 
-    /// Notes when data was put back: from then on what was written before may be gone.
-    fn note_restore(&mut self, from: &Machine, now: Duration) {
-        let left = matches!(from, Machine::Restore(_));
-        if left || matches!(from, Machine::Queued) && !matches!(self.record.state, Machine::Restore(_)) {
-            self.restored_at.push(now);
+    /// Notes when data was put back: from then on what was written after its snapshot may be gone. A recovery may
+    /// go on where the restore was, before its first commit.
+    fn note_restore(&mut self, from: &Machine, resumed: Moments, now: Duration) {
+        if let Machine::Restore(restore) = from {
+            let data = restore.data();
+            let references = data.iter().map(|(name, it)| (name, &it.reference));
+            self.restores.push((now, moments(references)));
+        }
+        if !resumed.is_empty() {
+            self.restores.push((now, resumed));
         }
         if let Some(Aim::Rollback { load: Some(load), .. }) = self.record.state.job().map(|job| &job.aim) {
-            self.loads = load.iter().map(|(name, it)| (name.clone(), it.reference.clone())).collect();
+            self.loads = moments(load.iter().map(|(name, it)| (name, &it.reference)));
         }
     }
 }
@@ -396,24 +510,37 @@ impl Accepted {
         live.and_then(|id| self.schemas.get(&id).cloned()).unwrap_or_default()
     }
 
+    /// The references of the snapshots that the undo of a stranded deployment goes back to: its own, or those of the
+    /// deployment that it tried to recover.
+    fn snapshots_of(&self, stranded: DeploymentId) -> BTreeMap<InstanceName, String> {
+        let tracks = self.tracks.get(&stranded).into_iter().flat_map(|track| self.recovered_by(track));
+        let snapshots = tracks.map(|track| &track.record.snapshots).find(|it| !it.is_empty());
+        let references = snapshots.into_iter().flatten();
+        references.map(|(name, it)| (name.clone(), it.reference.clone())).collect()
+    }
+
+    /// A deployment, and those whose undo it goes on with.
+    pub(crate) fn recovered_by<'a>(&'a self, track: &'a Track) -> impl Iterator<Item = &'a Track> {
+        std::iter::successors(Some(track), |track| match track.record.request.trigger {
+            Trigger::Recovery { of } => self.tracks.get(&of),
+            _ => None,
+        })
+    }
+
     /// The schema that a deployment leaves behind when it becomes Running.
     fn learn_schema(&mut self, record: &Deployment, live: &Live) {
-        let loaded = match (&record.request.trigger, Self::loads(record)) {
-            (Trigger::Rollback { to }, true) => self.schemas.get(to).cloned(),
+        let rolls_back = match record.request.goal {
+            Goal::Rollback { to, mode } => Some((to, mode)),
             _ => None,
         };
+        let loaded = rolls_back.filter(|(_, mode)| *mode == RollbackMode::CodeAndData);
+        let loaded = loaded.and_then(|(to, _)| self.schemas.get(&to).cloned());
         let mut schema = loaded.unwrap_or_else(|| self.schema_of_live());
-        if live.release.image.has_update && !matches!(record.request.trigger, Trigger::Rollback { .. }) {
+        if live.release.image.has_update && rolls_back.is_none() {
             schema.push(Schema::Updated(record.id));
         }
         schema.push(Schema::Started(record.id));
         self.schemas.insert(record.id, schema);
-    }
-
-    /// Whether a rollback loads data: what it was asked for, not what it says of itself.
-    fn loads(record: &Deployment) -> bool {
-        use ocore_core::request::{Goal, RollbackMode};
-        matches!(record.request.goal, Goal::Rollback { mode: RollbackMode::CodeAndData, .. })
     }
 
     fn raise_fence(&mut self, fence: Fence) {
@@ -458,6 +585,9 @@ impl Accepted {
         };
         if self.attention.is_some() && recovers != self.attention {
             self.blame(format!("I14: {id} was started while the environment needs attention"));
+        }
+        if self.paused && recovers.is_none() {
+            self.blame(format!("{id} was started in a pause"));
         }
         let waiting = |other: &&Track| other.began_at.is_none() && other.record.kept_by_store.seq < seq;
         if recovers.is_none() && self.tracks.values().any(|other| waiting(&other)) {

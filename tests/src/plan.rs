@@ -29,15 +29,20 @@ pub struct Plan {
     pub script: Vec<Act>,
     /// Calls that fail, by their number.
     pub faults: Vec<(u64, Fault)>,
-    /// A port's method that fails whenever it is called, until everything is healed.
+    /// A port's method that fails whenever it is called, until the outage ends or everything is healed.
     pub always: Option<(&'static str, &'static str, Fault)>,
+    /// What becomes of the store's hints that something has changed: all come at once and without cause (`Refused`),
+    /// or never (`Hang`).
+    pub hints: Option<Fault>,
+    /// Whether only what is needed is kept of snapshots and images.
+    pub small_retention: bool,
     /// How likely other calls fail.
     pub odds: Odds,
     /// What befalls workers: which one, before which of its polls.
     pub blows: Vec<(usize, u64, Blow)>,
     /// Of 100 workers that are started again, so many are struck again.
     pub further_blows: u64,
-    /// Cancels the deployment of an act at a poll of the whole simulation.
+    /// Cancels the deployment of an act, so many polls of the whole simulation after it was accepted.
     pub cancel: Option<(usize, u64)>,
     /// A bug that is planted.
     pub mutant: Option<Mutant>,
@@ -80,6 +85,26 @@ pub enum Act {
     LoseImages,
     /// A worker is asked to shut down.
     Shutdown(usize),
+    /// The deployment of an earlier act is tried again.
+    Retry(usize),
+    /// Nothing is started any more.
+    Pause,
+    /// The end of a pause.
+    Unpause,
+    /// What has always failed works again.
+    EndOutage,
+    /// A person lets the undo of what is stranded be finished.
+    Resume,
+    /// A person says that what is stranded has been looked after.
+    Acknowledge,
+}
+
+impl Act {
+    /// Whether it asks for a deployment.
+    #[must_use]
+    pub const fn is_request(&self) -> bool {
+        matches!(self, Self::Deploy(_) | Self::Push(_) | Self::RollBack { .. } | Self::Retry(_))
+    }
 }
 
 /// What a commit does.
@@ -143,6 +168,8 @@ impl Plan {
             script,
             faults: Vec::new(),
             always: None,
+            hints: None,
+            small_retention: false,
             odds: Odds::NONE,
             blows: Vec::new(),
             further_blows: 0,
@@ -159,6 +186,11 @@ impl Plan {
 
     const fn after_stop(mut self) -> Self {
         self.after_stop = true;
+        self
+    }
+
+    const fn small_retention(mut self) -> Self {
+        self.small_retention = true;
         self
     }
 
@@ -189,7 +221,10 @@ impl Plan {
     /// The named scenarios: every plan of the machine.
     #[must_use]
     pub fn scenarios() -> Vec<Self> {
-        use Act::{Deploy, LoseImages, Push, RollBack, Settle, Shutdown, Wait};
+        use Act::{
+            Acknowledge, Cancel, Deploy, EndOutage, LoseImages, Pause, Push, Resume, Retry, RollBack, Settle,
+            Shutdown, Unpause, Wait,
+        };
         use Kind::{Exits, Good, Slow, Unbuildable, Unhealthy, UpdateFails, Updates, UpdatesThenUnhealthy};
         let back = |to| RollBack { to, code_only: false };
         vec![
@@ -201,6 +236,21 @@ impl Plan {
             Self::new("unhealthy", vec![Deploy(Updates), Settle, Deploy(UpdatesThenUnhealthy)]),
             Self::new("exits", vec![Deploy(Good), Settle, Deploy(Exits)]),
             Self::new("unbuildable", vec![Deploy(Good), Settle, Deploy(Unbuildable), Deploy(Good)]),
+            Self::new("retry", vec![Deploy(Good), Settle, Deploy(UpdateFails), Settle, Retry(2)]),
+            Self::new("pause", vec![Deploy(Good), Pause, Push(Updates), Push(Good), Wait(3000), Unpause]),
+            Self::new(
+                "cancel",
+                vec![
+                    Deploy(Good),
+                    Settle,
+                    Deploy(Slow),
+                    Wait(3000),
+                    Cancel(2),
+                    Push(Updates),
+                    Push(Good),
+                    Cancel(6),
+                ],
+            ),
             Self::new("rollback", vec![Deploy(Updates), Settle, Deploy(Updates), Settle, back(0)]),
             Self::new(
                 "rollback-code-only",
@@ -214,19 +264,68 @@ impl Plan {
                 "rollback-of-a-rollback",
                 vec![Deploy(Good), Settle, Deploy(Updates), Settle, back(0), Settle, back(2)],
             ),
+            Self::new("rollback-two-instances", vec![Deploy(Good), Settle, Deploy(Updates), Settle, back(0)])
+                .instances(2),
             Self::new("two-instances", vec![Deploy(Good), Settle, Deploy(Updates)]).instances(2),
             Self::new("two-instances-unhealthy", vec![Deploy(Good), Settle, Deploy(Unhealthy)]).instances(2),
+            Self::new("two-instances-after-stop", vec![Deploy(Good), Settle, Deploy(UpdatesThenUnhealthy)])
+                .instances(2)
+                .after_stop(),
             Self::new("supersede", vec![Deploy(Slow), Push(Good), Push(Good), Push(Updates)]).workers(3),
             Self::new("burst", vec![Push(Good), Push(Updates), Deploy(Unhealthy), Push(Good)]).workers(3),
             Self::new("after-stop", vec![Deploy(Good), Settle, Deploy(UpdatesThenUnhealthy), Deploy(Good)])
                 .after_stop(),
             Self::new(
                 "stranded-data",
-                vec![Deploy(Updates), Settle, Deploy(UpdatesThenUnhealthy), Push(Good)],
+                vec![
+                    Deploy(Updates),
+                    Settle,
+                    Deploy(UpdatesThenUnhealthy),
+                    Push(Good),
+                    Settle,
+                    EndOutage,
+                    Resume,
+                ],
             )
             .outage("snapshotter", "restore", Fault::Permanent),
-            Self::new("stranded-application", vec![Deploy(Good), Settle, Deploy(Unhealthy), Push(Good)])
-                .outage("runtime", "revive", Fault::Permanent),
+            Self::new(
+                "stranded-application",
+                vec![Deploy(Good), Settle, Deploy(Unhealthy), Push(Good), Settle, EndOutage, Resume],
+            )
+            .outage("runtime", "revive", Fault::Permanent),
+            Self::new(
+                "stranded-twice",
+                vec![
+                    Deploy(Good),
+                    Settle,
+                    Deploy(Updates),
+                    Deploy(Unhealthy),
+                    Settle,
+                    Resume,
+                    Settle,
+                    EndOutage,
+                    Resume,
+                ],
+            )
+            .outage("runtime", "withdraw", Fault::Permanent),
+            Self::new(
+                "stranded-acknowledged",
+                vec![
+                    Deploy(Good),
+                    Settle,
+                    Deploy(Unhealthy),
+                    Settle,
+                    EndOutage,
+                    Acknowledge,
+                    Deploy(Updates),
+                ],
+            )
+            .outage("runtime", "revive", Fault::Permanent),
+            Self::new(
+                "small-retention",
+                vec![Push(Good), Settle, Push(Updates), Settle, Push(Good), Settle, Push(Good)],
+            )
+            .small_retention(),
             Self::new(
                 "shutdown",
                 vec![Deploy(Good), Settle, Deploy(Slow), Wait(4000), Shutdown(0), Shutdown(1)],
@@ -267,13 +366,20 @@ impl Plan {
             order: order[index(chance, order.len())],
             odds: Odds::new(store, ports).latency(latency, slow),
             further_blows: [0, 20, 50][index(chance, 3)],
+            // Sometimes only what is needed is kept.
+            small_retention: chance.is(1, 5),
+            cancel: random_cancel(chance, &plan.script),
             ..plan
         }
     }
 
-    /// Whether everything is checked afterwards, what takes longer too: secrets, and that recovery changes nothing.
-    pub(crate) const fn is_thorough(&self) -> bool {
-        self.seed.is_multiple_of(8)
+    /// Whether everything is checked afterwards, what takes longer too: secrets, and that recovery changes nothing. So
+    /// it is for one plan in eight, whatever kind of sweep it belongs to.
+    pub(crate) fn is_thorough(&self) -> bool {
+        let faults = self.faults.iter().map(|(call, fault)| call + *fault as u64);
+        let blows = self.blows.iter().map(|(_, poll, blow)| poll + u64::from(*blow != Blow::Kill));
+        let moments = faults.chain(blows).chain(self.cancel.map(|(_, poll)| poll));
+        (self.seed + moments.sum::<u64>()).is_multiple_of(8)
     }
 
     /// How to run exactly this plan again, if it comes from a seed.
@@ -291,12 +397,15 @@ impl Plan {
             match blow {
                 Blow::Kill => command += &format!(" --kill {worker}:{poll}"),
                 Blow::Freeze(duration) => {
-                    command += &format!(" --freeze {worker}:{poll}:{}", duration.as_secs())
+                    command += &format!(" --freeze {worker}:{poll}:{}", duration.as_millis())
                 }
             }
         }
         if let Some((act, poll)) = self.cancel {
             command += &format!(" --cancel {act}:{poll}");
+        }
+        if let Some(fault) = self.hints {
+            command += &format!(" --hints {fault:?}");
         }
         command
     }
@@ -330,6 +439,12 @@ fn random_outage(chance: &mut Chance) -> Option<(&'static str, &'static str, Fau
     chance.is(1, 10).then_some((port, method, fault))
 }
 
+/// Now and then, a cancel of what was asked for last, at any moment.
+fn random_cancel(chance: &mut Chance, script: &[Act]) -> Option<(usize, u64)> {
+    let (wanted, poll) = (chance.is(1, 6), chance.below(300));
+    Some((script.iter().rposition(Act::is_request)?, poll)).filter(|_| wanted)
+}
+
 /// A kill, or a freeze that is sometimes shorter and sometimes longer than a lease.
 pub(crate) fn random_blow(chance: &mut Chance) -> Blow {
     if chance.is(1, 2) { Blow::Kill } else { Blow::Freeze(Duration::from_secs(1 + chance.below(30))) }
@@ -342,15 +457,17 @@ fn random_script(chance: &mut Chance, workers: usize) -> Vec<Act> {
     for _ in 0..1 + chance.below(4) {
         let kind = if chance.is(1, 2) { Kind::Updates } else { Kind::ALL[index(chance, Kind::ALL.len())] };
         let earlier = (!asked.is_empty()).then(|| asked[index(chance, asked.len().max(1))]);
-        let act = match (chance.below(12), earlier) {
-            (0..=4, _) | (_, None) => Act::Deploy(kind),
-            (5..=7, _) => Act::Push(kind),
-            (8 | 9, Some(to)) => Act::RollBack { to, code_only: chance.is(1, 4) },
-            (10, Some(of)) => Act::Cancel(of),
-            (_, Some(_)) if chance.is(1, 3) => Act::LoseImages,
+        let act = match (chance.below(24), earlier) {
+            (0..=9, _) | (_, None) => Act::Deploy(kind),
+            (10..=14, _) => Act::Push(kind),
+            (15..=18, Some(to)) => Act::RollBack { to, code_only: chance.is(1, 4) },
+            (19, Some(of)) => Act::Retry(of),
+            (20, Some(of)) => Act::Cancel(of),
+            (21, Some(_)) => [Act::EndOutage, Act::Resume, Act::Acknowledge][index(chance, 3)],
+            (22, Some(_)) => [Act::LoseImages, Act::Pause, Act::Unpause][index(chance, 3)],
             _ => Act::Shutdown(index(chance, workers)),
         };
-        if matches!(act, Act::Deploy(_) | Act::Push(_) | Act::RollBack { .. }) {
+        if act.is_request() {
             asked.push(script.len());
         }
         script.push(act);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::{Either, select};
 use ocore_core::{
-    engine::{Engine, EngineError, RollbackRequest},
+    engine::{Engine, EngineError, Resolution, RetryRequest, RollbackRequest},
     executor::Executor,
     id::DeploymentId,
     port::EnvironmentStore as _,
@@ -35,22 +35,28 @@ pub(crate) async fn run(cluster: Arc<Cluster>, client: Engine) {
             Act::Wait(millis) => cluster.clock.sleep(Duration::from_millis(millis)).await,
             Act::LoseImages => cluster.world.lose_images(),
             Act::Shutdown(worker) => cluster.shut_down(worker),
+            Act::Retry(of) => retry(&cluster, &client, number, of).await,
+            Act::Pause => drop(insist(&cluster, || client.pause(ENVIRONMENT)).await),
+            Act::Unpause => drop(insist(&cluster, || client.resume(ENVIRONMENT)).await),
+            Act::EndOutage => cluster.end_outage(),
+            Act::Resume => resolve(&cluster, &client, Resolution::Resume).await,
+            Act::Acknowledge => resolve(&cluster, &client, Resolution::Acknowledge).await,
         }
     }
 }
 
-async fn deploy(cluster: &Cluster, client: &Engine, number: usize, kind: Kind) {
+async fn deploy(cluster: &Arc<Cluster>, client: &Engine, number: usize, kind: Kind) {
     let sha = cluster.world.push("main", "a commit", kind.behaviour());
     let accepted = insist(cluster, || {
         let request = DeployRequest::manual(ENVIRONMENT).commit(&sha).actor("ada");
         client.deploy(request.idempotency_key(format!("act-{number}")))
     });
     if let Some(Ok(accepted)) = accepted.await {
-        cluster.asked(number, accepted.id);
+        cluster.asked(client, number, accepted.id);
     }
 }
 
-async fn push(cluster: &Cluster, client: &Engine, number: usize, kind: Kind) {
+async fn push(cluster: &Arc<Cluster>, client: &Engine, number: usize, kind: Kind) {
     let sha = cluster.world.push("main", "a commit", kind.behaviour());
     let accepted = insist(cluster, || {
         let push = Push::new(REPOSITORY, "main", &sha, format!("delivery-{number}")).actor("git");
@@ -58,19 +64,34 @@ async fn push(cluster: &Cluster, client: &Engine, number: usize, kind: Kind) {
     });
     if let Some(Ok(accepted)) = accepted.await {
         for accepted in accepted {
-            cluster.asked(number, accepted.id);
+            cluster.asked(client, number, accepted.id);
         }
     }
 }
 
-async fn roll_back(cluster: &Cluster, client: &Engine, number: usize, to: usize, code_only: bool) {
+async fn retry(cluster: &Arc<Cluster>, client: &Engine, number: usize, of: usize) {
+    let Some(of) = cluster.id_of(of) else { return };
+    let accepted = insist(cluster, || {
+        client.retry(RetryRequest::of(of).idempotency_key(format!("act-{number}")).actor("ada"))
+    });
+    if let Some(Ok(accepted)) = accepted.await {
+        cluster.asked(client, number, accepted.id);
+    }
+}
+
+/// If there is something to resolve; otherwise this is refused.
+async fn resolve(cluster: &Cluster, client: &Engine, resolution: Resolution) {
+    let _answer = insist(cluster, || client.resolve(ENVIRONMENT, resolution, "operator")).await;
+}
+
+async fn roll_back(cluster: &Arc<Cluster>, client: &Engine, number: usize, to: usize, code_only: bool) {
     let Some(to) = cluster.id_of(to) else { return };
     let accepted = insist(cluster, || {
         let request = RollbackRequest::to(to).idempotency_key(format!("act-{number}")).actor("ada");
         client.roll_back(if code_only { request.code_only() } else { request })
     });
     if let Some(Ok((accepted, _))) = accepted.await {
-        cluster.asked(number, accepted.id);
+        cluster.asked(client, number, accepted.id);
     }
 }
 
@@ -86,13 +107,22 @@ async fn cancel_deployment(cluster: &Cluster, client: &Engine, id: DeploymentId)
 }
 
 /// Waits until nothing is under way, for a while.
-async fn settle(cluster: &Cluster) {
-    let until = cluster.clock.now() + SETTLE_MAX;
-    while cluster.clock.now() < until {
-        cluster.clock.sleep(Duration::from_millis(500)).await;
+pub(crate) async fn settle(cluster: &Cluster) {
+    let mut patience = cluster.clock.sleep(SETTLE_MAX);
+    loop {
+        // Made before the look, so that nothing that happens after it is missed.
+        let ended = std::pin::pin!(cluster.journal.ended.notified());
         let record = now(cluster.store.environment(cluster.journal.environment()));
-        if record.is_some_and(|it| it.attention.is_some() || it.active.is_none() && it.queued == 0) {
+        let quiet = record.is_some_and(|it| {
+            let waits = it.paused || it.attention.is_some();
+            it.active.is_none() && (it.queued == 0 || waits)
+        });
+        if quiet {
             return;
+        }
+        match select(ended, patience).await {
+            Either::Left(((), rest)) => patience = rest,
+            Either::Right(_) => return,
         }
     }
 }
@@ -114,14 +144,16 @@ async fn insist<T, F: Future<Output = Result<T, EngineError>>>(
     None
 }
 
-/// Resolves what needs attention, until the environment is quiet.
+/// Ends a pause and resolves what needs attention, until the environment is quiet.
 pub(crate) async fn heal(cluster: Arc<Cluster>, client: Engine) {
     loop {
         let Some(record) = now(cluster.store.environment(cluster.journal.environment())) else { return };
+        if record.paused {
+            let _resumed = client.resume(ENVIRONMENT).await;
+        }
         if record.attention.is_some() && record.active.is_none() {
             // Its recovery may wait already; then this is refused.
-            let _answer =
-                client.resolve(ENVIRONMENT, ocore_core::engine::Resolution::Resume, "operator").await;
+            let _answer = client.resolve(ENVIRONMENT, Resolution::Resume, "operator").await;
         } else if record.active.is_none() && record.queued == 0 {
             return cluster.rest();
         }

@@ -12,7 +12,7 @@ use ocore_core::{
     testing::memory::MemoryStore,
 };
 
-use crate::journal::{Accepted, Journal, Write};
+use crate::journal::{Accepted, Journal, Moments, Track, Write};
 
 /// A value that the fake source prints, and that must be found nowhere.
 pub(crate) const CANARY: &str = "canary-6f1d0c3a9b";
@@ -57,37 +57,34 @@ fn check_live(journal: &Journal, store: &MemoryStore, accepted: &mut Accepted) {
 fn check_writes(journal: &Journal, accepted: &mut Accepted) {
     let mut lost = Vec::new();
     for instance in journal.instances() {
-        let data = journal.world().data(journal.environment(), instance).unwrap_or_default();
         let writes = accepted.writes.iter().filter(|write| write.instance == *instance);
-        let missing = writes.filter(|write| data.writes.binary_search(&write.number).is_err());
-        lost.extend(missing.filter(|write| !is_excused(journal, accepted, write)).cloned());
+        journal.world().with_data(journal.environment(), instance, |data| {
+            let held = data.map_or(&[][..], |data| &data.writes);
+            let missing = writes.filter(|write| held.binary_search(&write.number).is_err());
+            lost.extend(missing.filter(|write| !is_excused(accepted, write)).cloned());
+        });
     }
     for write in lost.iter().take(3) {
         accepted.blame(format!("I6: an acknowledged write is lost: {write:?}"));
     }
 }
 
-fn is_excused(journal: &Journal, accepted: &Accepted, write: &Write) -> bool {
-    accepted.tracks.values().any(|track| {
-        let (Some(began), Some(ended)) = (track.began_at, track.finished_at) else { return false };
-        let restored = track.restored_at.iter().any(|at| *at >= write.at);
-        let own = track.record.id == write.by;
+/// Only a write that is newer than the snapshot that was put back may be gone.
+fn is_excused(accepted: &Accepted, write: &Write) -> bool {
+    let newer = |moments: &Moments| moments.get(&write.instance).is_some_and(|taken| write.number > *taken);
+    // Known to be lost: what the release wrote that was undone, and what came between the snapshot and the stop.
+    let known = |track: &Track| {
         let window = matches!(track.record.windows.get(&write.instance), Some(Window::Open(_)));
-        let undone = restored && began <= write.at && (own || window);
-        // A recovery undoes what the stranded deployment did; it began when that did.
-        let recovered = restored
-            && track.record.answers().and_then(|of| accepted.tracks.get(&of)).is_some_and(|stranded| {
-                let window = matches!(stranded.record.windows.get(&write.instance), Some(Window::Open(_)));
-                matches!(stranded.record.outcome(), Some(Outcome::Stranded { .. }))
-                    && (stranded.record.id == write.by || window)
-            });
+        track.record.id == write.by || window
+    };
+    accepted.tracks.values().any(|track| {
+        let restored = track.restores.iter().any(|(at, moments)| *at >= write.at && newer(moments));
+        // A recovery undoes what the stranded deployment did, which may have been a recovery as well.
+        let undone = restored && accepted.recovered_by(track).any(known);
         let rolled_back = matches!(track.record.outcome(), Some(Outcome::Running(_)))
-            && write.at <= ended
-            && track.loads.get(&write.instance).is_some_and(|reference| {
-                let held = journal.world().snapshot(reference).flatten().unwrap_or_default();
-                held.writes.binary_search(&write.number).is_err()
-            });
-        undone || recovered || rolled_back
+            && track.finished_at.is_some_and(|ended| write.at <= ended)
+            && newer(&track.loads);
+        undone || rolled_back
     })
 }
 
@@ -95,7 +92,7 @@ fn is_excused(journal: &Journal, accepted: &Accepted, write: &Write) -> bool {
 fn check_snapshots(journal: &Journal, store: &MemoryStore, accepted: &mut Accepted) {
     for record in now(store.snapshots(journal.environment())) {
         let kept = record.state == SnapshotState::Kept;
-        if kept && journal.world().snapshot(&record.snapshot.reference).is_none() {
+        if kept && journal.world().with_snapshot(&record.snapshot.reference, |_| ()).is_none() {
             accepted.blame(format!("I12: the snapshot {} is gone", record.snapshot.reference));
         }
     }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use futures::future::BoxFuture;
 use ocore_core::{
     deployment::Deployment,
     environment::Environment,
@@ -79,8 +80,12 @@ impl QueueStore for Watched {
 
     /// Hints at work and at cancels, not at every commit: with a hint per commit, a third of all polls would be those
     /// of idle workers that find nothing.
-    async fn changed(&self) {
-        self.journal.changed.notified().await;
+    fn changed<'life0, 'async_trait>(&'life0 self) -> BoxFuture<'async_trait, ()>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        Box::pin(self.journal.changed.notified())
     }
 }
 
@@ -99,11 +104,17 @@ impl EnvironmentStore for Watched {
     }
 
     async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool> {
-        self.store.set_paused(name, paused).await
+        let known = self.store.set_paused(name, paused).await?;
+        self.journal.paused(paused);
+        Ok(known)
     }
 
     async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
-        self.store.acknowledge(name, stranded).await
+        let answer = self.store.acknowledge(name, stranded).await?;
+        if answer == Acknowledged::Done {
+            self.journal.acknowledged(stranded);
+        }
+        Ok(answer)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Samples of the simulated world, small enough for a build without optimisation. Everything is run by
 //! `cargo xtask simulate`: every single fault, random schedules (`--seeds`) and all planted bugs (`--mutants`).
 
+use std::collections::BTreeSet;
+
 use ocore_core::testing::{faults::Fault, mutants::Mutant};
 use ocore_tests::{
     cluster,
@@ -25,16 +27,7 @@ fn every_scenario_and_some_of_its_disturbances_end_well() {
     let plan = |number| plans[usize::try_from(number).expect("a plan's number is an index")].clone();
     let summary = sweep::run(plans.len() as u64, 1, plan, || ());
     check(&summary);
-    for mark in [
-        "Running",
-        "Undone",
-        "Untouched",
-        "Stranded",
-        "recovered",
-        "takeover",
-        "superseded",
-        "cancel requested",
-    ] {
+    for mark in ["Running", "Undone", "Untouched", "Stranded", "recovered", "takeover", "superseded"] {
         assert!(summary.marks.contains_key(mark), "it never happened: {mark} ({:?})", summary.marks);
     }
 }
@@ -77,17 +70,22 @@ fn a_plan_says_how_to_run_it_again() {
 #[test]
 fn every_pair_of_faults_has_a_number() {
     let scenario = Plan::scenario("first").expect("there is such a scenario");
-    let pairs = sweep::Pairs::new(vec![scenario]);
+    let pairs = sweep::Pairs::new(vec![scenario], |_| ());
     let faults = |number| pairs.plan(number).faults;
     assert!(pairs.count() > 10_000, "{}", pairs.count());
-    let ways = Fault::ALL;
-    assert_eq!(faults(0), [(0, ways[0]), (1, ways[0])]);
-    assert_eq!(faults(1), [(0, ways[0]), (1, ways[1])]);
-    assert_eq!(faults(ways.len() as u64), [(0, ways[0]), (2, ways[0])]);
-    let last = faults(pairs.count() - 1);
-    assert_eq!((last[0].1, last[1].1), (ways[ways.len() - 1], ways[ways.len() - 1]));
-    let stride = usize::try_from(pairs.count() / 97).expect("it is small");
-    let numbers: Vec<u64> = (0..pairs.count()).step_by(stride).collect();
-    let plan = |number| pairs.plan(numbers[usize::try_from(number).expect("a plan's number is an index")]);
-    check(&sweep::run(numbers.len() as u64, 1, plan, || ()));
+    let all: BTreeSet<_> = (0..pairs.count()).map(faults).collect();
+    assert_eq!(all.len() as u64, pairs.count(), "each has a number of its own");
+    assert!(all.iter().all(|pair| pair[0].0 < pair[1].0));
+    let mixed: BTreeSet<_> = (0..pairs.count()).map(|nth| pairs.mixed(nth)).collect();
+    assert_eq!(mixed.len() as u64, pairs.count(), "and comes once when they are mixed");
+    check(&sweep::run(97, 1, |nth| pairs.plan(pairs.mixed(nth)), || ()));
+}
+
+#[test]
+fn a_schedule_that_panics_has_gone_wrong_and_says_how_to_run_it_again() {
+    let plan = Plan { instances: 0, ..Plan::scenario("first").expect("there is such a scenario") };
+    let summary = sweep::run(1, 1, |_| plan.clone(), || ());
+    let (plan, violations) = &summary.failures[0];
+    assert!(violations[0].starts_with("it panicked: the environment is valid"), "{violations:?}");
+    assert_eq!(plan.command(), "cargo xtask simulate --scenario first --trace");
 }

@@ -104,7 +104,7 @@ fn all(has_nextest: bool) -> Vec<Step> {
 
 /// The simulated world; without options every single fault of every scenario.
 pub(crate) fn simulate(options: Vec<String>) -> Step {
-    Step::new("simulation", "run --quiet --release --bin simulate --").with(options)
+    Step::new("simulation", "run --quiet --profile simulation --bin simulate --").with(options)
 }
 
 /// The benches.

@@ -46,9 +46,13 @@ pub enum Fault {
     Hang,
     /// It has its effect, and never returns.
     HangAfter,
-    /// It never returns, and has its effect later, with the fence that it was made with.
+    /// It never returns, and has its effect a little later, while its caller waits for it.
     Late,
-    /// Its answer is lost at once, and it has its effect later.
+    /// The same, but just after its caller has given it up: while the step is tried again under the next fence.
+    LateAfterDeadline,
+    /// The same, but so late that another worker may have taken over, or another deployment been started.
+    LateAfterLease,
+    /// Its answer is lost at once, and it has its effect later: some at once, some after a moment, some much later.
     LostThenLate,
     /// It stops in the middle, and the answer is lost. Of the store: it has no effect, and nobody knows.
     HalfDone,
@@ -56,17 +60,43 @@ pub enum Fault {
 
 impl Fault {
     /// Every fault.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Refused,
         Self::NoAnswer,
         Self::Permanent,
         Self::Hang,
         Self::HangAfter,
         Self::Late,
+        Self::LateAfterDeadline,
+        Self::LateAfterLease,
         Self::LostThenLate,
         Self::HalfDone,
     ];
+
+    /// Whether the effect comes later than the call.
+    #[must_use]
+    pub const fn is_late(self) -> bool {
+        matches!(self, Self::Late | Self::LateAfterDeadline | Self::LateAfterLease | Self::LostThenLate)
+    }
+
+    /// How long after the call a late effect comes.
+    fn delay(self, call: Call, chance: &mut Chance) -> Duration {
+        let (from, to) = match self {
+            Self::LateAfterDeadline if call.port == "store" => (STORE_PATIENCE, 8_000),
+            Self::LateAfterDeadline => (PATIENCE, 20_000),
+            Self::LateAfterLease => (25_000, LATE_MAX.as_millis() as u64),
+            Self::LostThenLate => (0, [100, 3_000, LATE_MAX.as_millis() as u64][chance.below(3) as usize]),
+            _ => (0, 4_000),
+        };
+        Duration::from_millis(from + chance.below(to - from))
+    }
 }
+
+/// When a caller has given up a call of the store, in milliseconds: [`Timing::store_call`](crate::engine::Timing).
+const STORE_PATIENCE: u64 = 5_000;
+
+/// The same for the other ports, whose deadlines the simulation sets to 12 s, with the engine's 5 s of grace.
+const PATIENCE: u64 = 17_000;
 
 /// How likely faults are, and how long calls take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -117,6 +147,43 @@ pub struct Call {
     pub method: &'static str,
 }
 
+impl Call {
+    /// The faults of this method that differ. Left out is only what nobody could tell from a fault that is listed:
+    ///
+    /// * A call that only reads leaves nothing behind, so that it makes no difference whether it was carried out when
+    ///   its answer is lost, or when it hangs. (A health check is counted by the fakes, and by nobody else.)
+    /// * A call of a store is one transaction without a middle; and a store's error is either "not sent" or "unknown":
+    ///   `Permanent` and `HalfDone` are both the second one without an effect.
+    #[must_use]
+    pub fn faults(&self) -> &'static [Fault] {
+        use Fault::{
+            Hang, HangAfter, Late, LateAfterDeadline, LateAfterLease, LostThenLate, NoAnswer, Permanent,
+            Refused,
+        };
+        match (self.port, self.method) {
+            (
+                "store",
+                "lane" | "environment" | "environments" | "deployment" | "history" | "events" | "snapshots",
+            ) => &[Refused, NoAnswer, Hang],
+            ("store", _) => &[
+                Refused,
+                NoAnswer,
+                Permanent,
+                Hang,
+                HangAfter,
+                Late,
+                LateAfterDeadline,
+                LateAfterLease,
+                LostThenLate,
+            ],
+            (_, "fetch" | "locate" | "changed_since" | "inspect" | "tail" | "check") => {
+                &[Refused, NoAnswer, Permanent, Hang]
+            }
+            _ => &Fault::ALL,
+        }
+    }
+}
+
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.port, self.method)
@@ -136,6 +203,7 @@ struct Shared {
 }
 
 struct State {
+    seed: u64,
     chance: Chance,
     odds: Odds,
     planned: BTreeMap<u64, Fault>,
@@ -156,12 +224,28 @@ pub struct Issued {
     pub index: u64,
     /// What is called.
     pub call: Call,
+    /// How it fails.
+    pub fault: Option<Fault>,
+    /// Whether it was made earlier, and its late effect is about to land.
+    pub lands: bool,
 }
 
 /// What is to happen to one call.
 struct Fate {
-    fault: Option<Fault>,
+    issued: Issued,
     latency: Duration,
+    /// When its effect comes, if that is late.
+    delay: Duration,
+}
+
+/// What becomes of a wish to hear of changes.
+enum Hint {
+    Heard,
+    /// The next change is not heard of.
+    Lost,
+    /// It is told of a change that did not happen.
+    Spurious,
+    Never,
 }
 
 impl Faults {
@@ -179,6 +263,7 @@ impl Faults {
 
     fn with(executor: Arc<dyn Executor>, sim: Option<Arc<SimExecutor>>) -> Self {
         let state = State {
+            seed: 0,
             chance: Chance::new(0),
             odds: Odds::NONE,
             planned: BTreeMap::new(),
@@ -201,9 +286,15 @@ impl Faults {
         self.lock().always.insert((port.to_owned(), method.to_owned()), fault);
     }
 
+    /// From now on only some calls of this method fail again.
+    pub fn end_always(&self, port: &str, method: &str) {
+        self.lock().always.remove(&(port.to_owned(), method.to_owned()));
+    }
+
     /// Lets calls fail at random.
     pub fn draw(&self, seed: u64, odds: Odds) {
         let mut state = self.lock();
+        state.seed = seed;
         state.chance = Chance::new(seed);
         state.odds = odds;
     }
@@ -235,7 +326,7 @@ impl Faults {
         self.lock().hits.clone()
     }
 
-    /// From now on `observer` is told of every call, before its effect.
+    /// From now on `observer` is told of every call, before its effect, and of every late effect, before it lands.
     pub fn watch(&self, observer: impl Fn(Issued) + Send + Sync + 'static) {
         self.lock().observer = Some(Arc::new(observer));
     }
@@ -261,15 +352,20 @@ impl Faults {
         let index = state.calls.len() as u64;
         state.calls.push(call);
         let fault = state.fault(index, call);
-        let latency = state.latency();
+        let (mut latency, mut delay) = (state.latency(), Duration::ZERO);
         if let Some(fault) = fault {
             *state.hits.entry((call, fault)).or_default() += 1;
+            // Drawn apart, so that the sweeps see all of them.
+            let mut chance = Chance::new(state.seed ^ index << 8 ^ fault as u64);
+            if fault.is_late() {
+                delay = fault.delay(call, &mut chance);
+                latency = latency.min(delay);
+                delay -= latency;
+            }
         }
-        let observer = state.observer.clone();
+        let issued = Issued { caller, index, call, fault, lands: false };
         drop(state);
-        if let Some(observer) = observer {
-            observer(Issued { caller, index, call });
-        }
+        self.tell(issued);
         if let Some(sim) = &self.shared.sim {
             let code = index << 8 | fault.map_or(0, |fault| fault as u64 + 1);
             sim.note(code, || match fault {
@@ -277,7 +373,31 @@ impl Faults {
                 None => format!("call {index} {call}"),
             });
         }
-        Fate { fault, latency }
+        Fate { issued, latency, delay }
+    }
+
+    fn tell(&self, issued: Issued) {
+        let observer = self.lock().observer.clone();
+        if let Some(observer) = observer {
+            observer(issued);
+        }
+    }
+
+    /// What becomes of a wish to hear of changes. It is no numbered call: it has no answer that could be wrong.
+    fn hint(&self) -> Hint {
+        let mut state = self.lock();
+        match state.always("store", "changed") {
+            _ if state.stopped => Hint::Heard,
+            Some(Fault::Hang) => Hint::Never,
+            Some(Fault::Refused) => Hint::Spurious,
+            Some(_) => Hint::Lost,
+            None if state.odds.store == 0 => Hint::Heard,
+            None => match state.chance.below(16) {
+                0 => Hint::Spurious,
+                1 => Hint::Lost,
+                _ => Hint::Heard,
+            },
+        }
     }
 
     /// Makes a call: `effect` is the call itself, `late` the same call on its own.
@@ -290,7 +410,7 @@ impl Faults {
     ) -> Result<R, E> {
         let fate = self.begin(caller, call);
         self.pass(fate.latency).await;
-        match fate.fault {
+        match fate.issued.fault {
             None => {
                 let answer = effect.await;
                 yield_now().await;
@@ -308,12 +428,12 @@ impl Faults {
                 let _lost = effect.await;
                 pending().await
             }
-            Some(Fault::Late) => {
-                self.later(late());
+            Some(Fault::Late | Fault::LateAfterDeadline | Fault::LateAfterLease) => {
+                self.later(&fate, late());
                 pending().await
             }
             Some(Fault::LostThenLate) => {
-                self.later(late());
+                self.later(&fate, late());
                 Err(E::unanswered(call))
             }
             Some(Fault::HalfDone) => {
@@ -332,16 +452,15 @@ impl Faults {
     }
 
     /// Lets an effect land after a while, whatever has become of its caller.
-    fn later(&self, effect: BoxFuture<'static, ()>) {
-        let delay = self.lock().chance.below(LATE_MAX.as_millis() as u64);
-        let executor = self.shared.executor.clone();
-        let sleep = executor.sleep(Duration::from_millis(delay));
-        let sim = self.shared.sim.clone();
-        executor.spawn(Box::pin(async move {
+    fn later(&self, fate: &Fate, effect: BoxFuture<'static, ()>) {
+        let (faults, issued) = (self.clone(), fate.issued);
+        let sleep = self.shared.executor.sleep(fate.delay);
+        self.shared.executor.spawn(Box::pin(async move {
             sleep.await;
-            if let Some(sim) = sim {
-                sim.note(4 << 40, || "a late effect lands".to_owned());
+            if let Some(sim) = &faults.shared.sim {
+                sim.note(4 << 40, || format!("the late effect of call {} lands", issued.index));
             }
+            faults.tell(Issued { lands: true, ..issued });
             effect.await;
         }));
     }
@@ -368,9 +487,12 @@ impl State {
         } else {
             None
         };
+        self.planned.get(&index).copied().or_else(|| self.always(call.port, call.method)).or(drawn)
+    }
+
+    fn always(&self, port: &str, method: &str) -> Option<Fault> {
         let mut always = self.always.iter();
-        let always = always.find(|((port, method), _)| port == call.port && method == call.method);
-        self.planned.get(&index).or(always.map(|(_, fault)| fault)).copied().or(drawn)
+        Some(*always.find(|((of, name), _)| of == port && name == method)?.1)
     }
 
     fn latency(&mut self) -> Duration {

@@ -30,7 +30,7 @@ mod trace;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use self::core::{Core, Step};
+use self::core::Core;
 pub use self::{
     chance::Chance,
     process::{Process, SimExecutor},
@@ -121,18 +121,8 @@ impl Sim {
 
     /// Runs until `done` says so, nothing can happen any more, or the virtual clock reaches `limit`. `done` is asked
     /// after every poll, so it must be cheap.
-    pub fn run_until(&self, limit: Duration, mut done: impl FnMut() -> bool) -> Ended {
-        for _ in 0..POLLS_MAX {
-            if done() {
-                return Ended::Done;
-            }
-            match self.core.step(limit) {
-                Step::Polled => {}
-                Step::Idle => return Ended::Idle,
-                Step::OutOfTime => return Ended::OutOfTime,
-            }
-        }
-        Ended::OutOfPolls
+    pub fn run_until(&self, limit: Duration, done: impl FnMut() -> bool) -> Ended {
+        self.core.run_until(limit, done)
     }
 
     /// Virtual time.

@@ -3,7 +3,10 @@
 use std::{
     io::{IsTerminal as _, Write as _},
     process::ExitCode,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,8 +38,8 @@ struct Arguments {
     /// The first seed.
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Every pair of failing calls of each scenario, or of the one that is named; with --seeds so many of them, from
-    /// the one whose number is --first.
+    /// Every pair of failing calls of each scenario, or of the one that is named; with --seeds so many of them, spread
+    /// over all, of which --first are left out.
     #[arg(long)]
     pairs: bool,
     /// Only this scenario: every single disturbance of it, or exactly the one that is given.
@@ -57,12 +60,15 @@ struct Arguments {
     /// A worker that is killed, as `WORKER:POLL`.
     #[arg(long, value_parser = parse_kill)]
     kill: Vec<(usize, u64, Blow)>,
-    /// A worker that is frozen, as `WORKER:POLL:SECONDS`.
+    /// A worker that is frozen, as `WORKER:POLL:MILLISECONDS`.
     #[arg(long, value_parser = parse_freeze)]
     freeze: Vec<(usize, u64, Blow)>,
-    /// A cancel, as `ACT:POLL`.
+    /// A cancel, as `ACT:POLLS`: so many polls after the act's deployment was accepted.
     #[arg(long, value_parser = parse_cancel)]
     cancel: Option<(usize, u64)>,
+    /// What becomes of hints that something has changed: `Refused`, `NoAnswer` or `Hang`.
+    #[arg(long, value_parser = parse_fault_name)]
+    hints: Option<Fault>,
     /// Prints how often each call failed in each way.
     #[arg(long)]
     coverage: bool,
@@ -86,7 +92,23 @@ fn main() -> ExitCode {
     let progress = Progress::new(plans.count);
     let summary = sweep::run(plans.count, FAILURES_MAX, plans.make, || progress.one());
     progress.finish();
-    report(&summary, arguments.coverage)
+    let missing = missing(&arguments, &summary);
+    let passed = report(&summary, arguments.coverage);
+    for what in &missing {
+        say(&format!("it never happened: {what}"));
+    }
+    if missing.is_empty() { passed } else { ExitCode::FAILURE }
+}
+
+/// What a whole sweep must have met, and has not.
+fn missing(arguments: &Arguments, summary: &Summary) -> Vec<String> {
+    let whole = arguments.scenario.is_none() && arguments.mutant.is_none() && !arguments.pairs;
+    match arguments.seeds {
+        _ if !whole => Vec::new(),
+        None => [sweep::missing_marks(summary), sweep::missing_faults(summary)].concat(),
+        Some(seeds) if seeds >= 10_000 => sweep::missing_marks(summary),
+        Some(_) => Vec::new(),
+    }
 }
 
 struct Plans<'a> {
@@ -104,7 +126,8 @@ fn plans(arguments: &Arguments) -> Result<Plans<'_>, String> {
     let exact = !fault.is_empty() || !kill.is_empty() || !freeze.is_empty() || cancel.is_some();
     if arguments.scenario.is_some() && (exact || arguments.trace) {
         let (faults, blows) = (fault.clone(), [kill.clone(), freeze.clone()].concat());
-        let plan = Plan { faults, blows, cancel: *cancel, mutant, ..scenarios[0].clone() };
+        let hints = arguments.hints;
+        let plan = Plan { faults, blows, hints, cancel: *cancel, mutant, ..scenarios[0].clone() };
         return Ok(Plans { count: 1, make: Box::new(move |_| plan.clone()) });
     }
     if let (Some(seeds), None, false) = (arguments.seeds, &arguments.scenario, arguments.pairs) {
@@ -113,17 +136,31 @@ fn plans(arguments: &Arguments) -> Result<Plans<'_>, String> {
         return Ok(Plans { count: seeds, make: Box::new(make) });
     }
     if arguments.pairs {
-        let (pairs, first) = (Pairs::new(scenarios), arguments.first);
-        let rest = pairs.count().saturating_sub(first);
-        let make = move |number| Plan { mutant, ..pairs.plan(first + number) };
-        let count = arguments.seeds.map_or(rest, |count| count.min(rest));
-        return Ok(Plans { count, make: Box::new(make) });
+        return Ok(pairs(arguments, scenarios));
     }
     let all: Vec<Plan> =
         scenarios.iter().flat_map(sweep::singles).map(|plan| Plan { mutant, ..plan }).collect();
     let count = all.len() as u64;
     let make = move |number| all[usize::try_from(number).expect("a plan's number is an index")].clone();
     Ok(Plans { count, make: Box::new(make) })
+}
+
+/// All pairs in their order, or some of them spread over all.
+fn pairs(arguments: &Arguments, scenarios: Vec<Plan>) -> Plans<'_> {
+    let progress = OnceLock::new();
+    let pairs = Pairs::new(scenarios, |total| progress.get_or_init(|| Progress::new(total)).one());
+    if let Some(progress) = progress.get() {
+        progress.finish();
+    }
+    say(&format!("there are {} pairs", pairs.count()));
+    let (first, mutant, some) = (arguments.first, arguments.mutant, arguments.seeds);
+    let rest = pairs.count().saturating_sub(first);
+    let make = move |number| {
+        let number = first + number;
+        let number = if some.is_some() { pairs.mixed(number) } else { number };
+        Plan { mutant, ..pairs.plan(number) }
+    };
+    Plans { count: some.map_or(rest, |count| count.min(rest)), make: Box::new(make) }
 }
 
 fn unknown(name: &str) -> String {
@@ -145,6 +182,7 @@ fn trace(plan: &Plan) -> ExitCode {
 /// The test of the test: every planted bug must be found.
 fn find_mutants(first: u64, budget: u64) -> ExitCode {
     let (mut schedules, mut seconds, mut survivors) = (0, 0.0, Vec::new());
+    let progress = Progress::new(Mutant::ALL.len() as u64);
     for mutant in Mutant::ALL.iter().copied() {
         let plan = |number| Plan { mutant: Some(mutant), ..Plan::random(first + number) };
         let summary = sweep::run(budget, 1, plan, || ());
@@ -156,7 +194,9 @@ fn find_mutants(first: u64, budget: u64) -> ExitCode {
         if found.is_none() {
             survivors.push(mutant.as_str());
         }
+        progress.one();
     }
+    progress.finish();
     let (all, rate) = (Mutant::ALL.len(), schedules as f64 / seconds);
     let lived = survivors.len();
     say(&format!(
@@ -214,7 +254,7 @@ impl Progress {
         let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
         match &self.bar {
             Some(bar) => {
-                if done.is_multiple_of(64) {
+                if done.is_multiple_of(64) || self.total < 64 {
                     bar.set_position(done);
                 }
             }
@@ -240,9 +280,12 @@ fn say(line: &str) {
 
 fn parse_fault(text: &str) -> Result<(u64, Fault), String> {
     let (call, name) = text.split_once(':').ok_or("expected CALL:FAULT")?;
+    Ok((number(call)?, parse_fault_name(name)?))
+}
+
+fn parse_fault_name(name: &str) -> Result<Fault, String> {
     let fault = Fault::ALL.into_iter().find(|fault| format!("{fault:?}") == name);
-    let fault = fault.ok_or_else(|| format!("no fault is named {name}; there are {:?}", Fault::ALL))?;
-    Ok((number(call)?, fault))
+    fault.ok_or_else(|| format!("no fault is named {name}; there are {:?}", Fault::ALL))
 }
 
 fn parse_kill(text: &str) -> Result<(usize, u64, Blow), String> {
@@ -251,9 +294,9 @@ fn parse_kill(text: &str) -> Result<(usize, u64, Blow), String> {
 }
 
 fn parse_freeze(text: &str) -> Result<(usize, u64, Blow), String> {
-    let (rest, seconds) = text.rsplit_once(':').ok_or("expected WORKER:POLL:SECONDS")?;
+    let (rest, millis) = text.rsplit_once(':').ok_or("expected WORKER:POLL:MILLISECONDS")?;
     let (worker, poll, _) = parse_kill(rest)?;
-    Ok((worker, poll, Blow::Freeze(Duration::from_secs(number(seconds)?))))
+    Ok((worker, poll, Blow::Freeze(Duration::from_millis(number(millis)?))))
 }
 
 fn parse_cancel(text: &str) -> Result<(usize, u64), String> {

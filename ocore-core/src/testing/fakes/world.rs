@@ -162,7 +162,9 @@ pub struct Running {
 }
 
 impl Running {
-    pub(super) const fn new(reference: String, deployment: DeploymentId, fence: Fence, sha: String) -> Self {
+    /// What was started under that name, and has not been checked yet.
+    #[must_use]
+    pub const fn new(reference: String, deployment: DeploymentId, fence: Fence, sha: String) -> Self {
         Self {
             reference,
             deployment,
@@ -248,6 +250,10 @@ impl Inner {
         self.places.entry((context.environment().name().clone(), instance.clone())).or_default()
     }
 
+    fn find(&self, environment: &EnvironmentName, instance: &InstanceName) -> Option<&Place> {
+        self.places.get(&(environment.clone(), instance.clone()))
+    }
+
     /// Something was done that no engine may ever do.
     pub(super) fn blame(&mut self, context: &Context, what: &str) {
         self.broken.push(format!("deployment {} (fence {}): {what}", context.deployment(), context.fence()));
@@ -328,36 +334,98 @@ impl World {
         self.lock().secret = Some(secret);
     }
 
-    /// A user writes to whatever serves the instance. The write's number, if it was acknowledged.
+    /// A user writes to whatever serves the instance. If the write was acknowledged, its number, and which deployment
+    /// had started what acknowledged it.
     #[must_use]
-    pub fn write(&self, environment: &EnvironmentName, instance: &InstanceName) -> Option<(u64, Running)> {
+    pub fn write(
+        &self,
+        environment: &EnvironmentName,
+        instance: &InstanceName,
+    ) -> Option<(u64, DeploymentId)> {
         let mut inner = self.lock();
         let number = inner.next();
         let place = inner.places.get_mut(&(environment.clone(), instance.clone()))?;
-        let process = place.up().next()?.clone();
+        let by = place.up().next()?.deployment;
         place.data.as_mut()?.writes.push(number);
-        Some((number, process))
+        Some((number, by))
     }
 
     /// The instance's data; `None` where it has none yet.
     #[must_use]
     pub fn data(&self, environment: &EnvironmentName, instance: &InstanceName) -> Option<Data> {
-        self.lock().places.get(&(environment.clone(), instance.clone()))?.data.clone()
+        self.with_data(environment, instance, |data| data.cloned())
+    }
+
+    /// Looks at the instance's data, which is not copied.
+    pub fn with_data<R>(
+        &self,
+        environment: &EnvironmentName,
+        instance: &InstanceName,
+        look: impl FnOnce(Option<&Data>) -> R,
+    ) -> R {
+        let inner = self.lock();
+        look(inner.find(environment, instance).and_then(|place| place.data.as_ref()))
     }
 
     /// The processes that run in the instance.
     #[must_use]
     pub fn running(&self, environment: &EnvironmentName, instance: &InstanceName) -> Vec<Running> {
+        self.with_running(environment, instance, |up| up.cloned().collect())
+    }
+
+    /// Looks at the processes that run in the instance, which are not copied.
+    pub fn with_running<R>(
+        &self,
+        environment: &EnvironmentName,
+        instance: &InstanceName,
+        look: impl FnOnce(&mut dyn Iterator<Item = &Running>) -> R,
+    ) -> R {
         let inner = self.lock();
-        let place = inner.places.get(&(environment.clone(), instance.clone()));
-        place.map(|place| place.up().cloned().collect()).unwrap_or_default()
+        look(&mut inner.find(environment, instance).into_iter().flat_map(Place::up))
+    }
+
+    /// Whether the process of that name runs in the instance.
+    #[must_use]
+    pub fn serves(&self, environment: &EnvironmentName, instance: &InstanceName, reference: &str) -> bool {
+        self.with_running(environment, instance, |mut up| {
+            Iterator::any(&mut up, |process| process.reference == reference)
+        })
     }
 
     /// The data that a snapshot holds, if there is such a snapshot and it is finished.
     #[must_use]
     pub fn snapshot(&self, reference: &str) -> Option<Option<Data>> {
+        self.with_snapshot(reference, |data| data.cloned())
+    }
+
+    /// Looks at the data that a snapshot holds, which is not copied, if there is such a snapshot and it is finished.
+    pub fn with_snapshot<R>(&self, reference: &str, look: impl FnOnce(Option<&Data>) -> R) -> Option<R> {
         let inner = self.lock();
-        inner.snapshots.get(reference).filter(|stored| stored.finished).map(|stored| stored.data.clone())
+        let stored = inner.snapshots.get(reference).filter(|stored| stored.finished)?;
+        Some(look(stored.data.as_ref()))
+    }
+
+    /// Puts a snapshot's data back by hand, or removes the data if there is no such snapshot.
+    pub fn load(&self, environment: &EnvironmentName, instance: &InstanceName, reference: &str) {
+        let data = self.snapshot(reference).flatten();
+        if let Some(place) = self.lock().places.get_mut(&(environment.clone(), instance.clone())) {
+            place.data = data;
+        }
+    }
+
+    /// Lets exactly this process run in the instance, by hand, and keeps away what older fences may still do there.
+    pub fn run_only(
+        &self,
+        environment: &EnvironmentName,
+        instance: &InstanceName,
+        fence: Fence,
+        process: Option<Running>,
+    ) {
+        let mut inner = self.lock();
+        let place = inner.places.entry((environment.clone(), instance.clone())).or_default();
+        place.fence = place.fence.max(fence);
+        place.update = None;
+        place.processes = process.into_iter().collect();
     }
 
     /// Damages a snapshot: it can never be restored again.

@@ -1,6 +1,7 @@
 use chrono::{DateTime, Utc};
+use futures::future::{BoxFuture, pending};
 
-use super::{Answer, Call, Faulty, faulty};
+use super::{Answer, Call, Faulty, Hint, faulty, yield_now};
 use crate::{
     deployment::Deployment,
     environment::Environment,
@@ -84,8 +85,22 @@ faulty! {
         self.faults.run(self.caller, call("retire"), self.inner.retire(worker), late).await
     }
 
-    async fn changed(&self) {
-        self.inner.changed().await;
+    /// Hears of everything that changes after this call, as the store itself does.
+    fn changed<'life0, 'async_trait>(&'life0 self) -> BoxFuture<'async_trait, ()>
+    where
+        'life0: 'async_trait,
+        Self: 'async_trait,
+    {
+        let heard = self.inner.changed();
+        match self.faults.hint() {
+            Hint::Heard => heard,
+            Hint::Lost => Box::pin(async move {
+                heard.await;
+                self.inner.changed().await;
+            }),
+            Hint::Spurious => Box::pin(yield_now()),
+            Hint::Never => Box::pin(pending()),
+        }
     }
 }
 
@@ -151,7 +166,7 @@ const fn call(method: &'static str) -> Call {
 /// A call that lands late and that nobody hears the answer of.
 fn boxed<F: Future + Send + 'static>(
     make: impl FnOnce() -> F + Send + 'static,
-) -> impl FnOnce() -> futures::future::BoxFuture<'static, ()> + Send {
+) -> impl FnOnce() -> BoxFuture<'static, ()> + Send {
     move || {
         Box::pin(async move {
             let _nobody_hears = make().await;
@@ -160,6 +175,6 @@ fn boxed<F: Future + Send + 'static>(
 }
 
 /// A call that only reads has no effect that could be late.
-fn nothing() -> futures::future::BoxFuture<'static, ()> {
+fn nothing() -> BoxFuture<'static, ()> {
     Box::pin(std::future::ready(()))
 }

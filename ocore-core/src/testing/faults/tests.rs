@@ -94,6 +94,8 @@ fn each_fault_has_its_answer_and_its_effect() {
     assert_eq!(build(Some(Fault::Hang)), (None, 0, 0));
     assert_eq!(build(Some(Fault::HangAfter)), (None, 101, 101));
     assert_eq!(build(Some(Fault::Late)), (None, 0, 101));
+    assert_eq!(build(Some(Fault::LateAfterDeadline)), (None, 0, 101));
+    assert_eq!(build(Some(Fault::LateAfterLease)), (None, 0, 101));
     assert_eq!(build(Some(Fault::LostThenLate)), (UNANSWERED, 0, 101));
     assert_eq!(build(Some(Fault::HalfDone)), (UNANSWERED, 1, 1));
 }
@@ -104,14 +106,14 @@ fn drawn_faults_come_as_often_as_the_odds_say_and_stop() {
     let faults = Faults::in_sim(sim.process("world").executor());
     faults.draw(7, Odds::new(0, 1000));
     let call = Call { port: "builder", method: "build" };
-    let failed = (0..10_000).filter(|_| faults.begin(0, call).fault.is_some()).count();
+    let failed = (0..10_000).filter(|_| faults.begin(0, call).issued.fault.is_some()).count();
     assert!((900..1100).contains(&failed), "{failed} of 10,000");
     let hits = faults.hits();
     for fault in Fault::ALL {
         assert!(hits[&(call, fault)] > 50, "{fault:?}");
     }
     faults.stop();
-    assert!((0..1000).all(|_| faults.begin(0, call).fault.is_none()));
+    assert!((0..1000).all(|_| faults.begin(0, call).issued.fault.is_none()));
 }
 
 #[test]
@@ -119,11 +121,49 @@ fn a_method_that_always_fails_does_so_until_the_faults_stop() {
     let sim = Sim::new(SimOptions::seed(1));
     let faults = Faults::in_sim(sim.process("world").executor());
     faults.plan_always("builder", "build", Fault::Refused);
-    let fault = |method| faults.begin(0, Call { port: "builder", method }).fault;
+    let fault = |method| faults.begin(0, Call { port: "builder", method }).issued.fault;
     assert_eq!(
         (fault("build"), fault("locate"), fault("build")),
         (Some(Fault::Refused), None, Some(Fault::Refused))
     );
     faults.stop();
     assert_eq!(fault("build"), None);
+}
+
+#[test]
+fn late_effects_land_before_and_after_their_caller_gives_up() {
+    let (build, commit) =
+        (Call { port: "builder", method: "build" }, Call { port: "store", method: "commit" });
+    for number in 0..1000 {
+        let after = |fault: Fault, call| fault.delay(call, &mut Chance::new(number)).as_secs();
+        for call in [build, commit] {
+            assert!(after(Fault::Late, call) < 4);
+            assert!((25..60).contains(&after(Fault::LateAfterLease, call)));
+        }
+        assert!((5..8).contains(&after(Fault::LateAfterDeadline, commit)));
+        assert!((17..20).contains(&after(Fault::LateAfterDeadline, build)));
+    }
+}
+
+#[tokio::test]
+async fn a_hint_can_be_lost_or_spurious() {
+    use crate::{executor::TokioExecutor, port::QueueStore as _, testing::memory::MemoryStore};
+    use futures::FutureExt as _;
+    let executor = Arc::new(TokioExecutor::new());
+    let faults = Faults::new(executor.clone());
+    let plain = MemoryStore::new(executor);
+    let (store, change) = (faults.wrap(plain.clone()), || plain.retire(crate::id::WorkerId::from_u128(1)));
+    let heard = store.changed();
+    change().await.unwrap();
+    assert!(heard.now_or_never().is_some(), "from the call on, not only from the first poll");
+
+    faults.plan_always("store", "changed", Fault::NoAnswer);
+    let mut lost = store.changed();
+    change().await.unwrap();
+    assert!((&mut lost).now_or_never().is_none());
+    change().await.unwrap();
+    assert!(lost.now_or_never().is_some());
+
+    faults.plan_always("store", "changed", Fault::Refused);
+    store.changed().await;
 }

@@ -12,9 +12,9 @@ use std::{
 use futures::future::BoxFuture;
 
 use super::{
-    Order, SimOptions,
+    Ended, Order, POLLS_MAX, SimOptions,
     chance::Chance,
-    task::{TaskWaker, waker},
+    task::TaskWaker,
     timers::{TimerKey, Timers},
     trace::Trace,
 };
@@ -22,9 +22,11 @@ use super::{
 pub(super) type TaskId = usize;
 pub(super) type ProcessId = usize;
 
-/// What one step of the scheduler did.
-pub(super) enum Step {
-    Polled,
+/// What the scheduler does next.
+enum Step {
+    Poll(Runnable),
+    /// Something else has happened: the clock has moved, or a process was struck.
+    Again,
     Idle,
     OutOfTime,
 }
@@ -61,8 +63,17 @@ struct State {
 
 struct Task {
     process: ProcessId,
-    future: Option<BoxFuture<'static, ()>>,
-    waker: Arc<TaskWaker>,
+    /// Absent while it is polled, and once it has ended.
+    runnable: Option<Runnable>,
+}
+
+/// A task with its waker, which is made once and not for every poll.
+struct Runnable {
+    id: TaskId,
+    process: ProcessId,
+    future: BoxFuture<'static, ()>,
+    wake: Arc<TaskWaker>,
+    waker: Waker,
 }
 
 enum Timer {
@@ -110,7 +121,7 @@ impl Core {
         for process in &mut state.processes {
             process.dead = true;
         }
-        let futures: Vec<_> = state.tasks.iter_mut().filter_map(|task| task.future.take()).collect();
+        let futures: Vec<_> = state.tasks.iter_mut().filter_map(|task| task.runnable.take()).collect();
         let timers = std::mem::replace(&mut state.timers, Timers::new());
         let waits = std::mem::take(&mut state.poll_waits);
         drop(state);
@@ -167,8 +178,9 @@ impl Core {
             return;
         }
         let id = state.tasks.len();
-        let waker = Arc::new(TaskWaker::new(id, self.woken.clone()));
-        state.tasks.push(Task { process, future: Some(future), waker });
+        let wake = Arc::new(TaskWaker::new(id, self.woken.clone()));
+        let waker = Waker::from(wake.clone());
+        state.tasks.push(Task { process, runnable: Some(Runnable { id, process, future, wake, waker }) });
         state.ready.push(id);
     }
 
@@ -208,15 +220,41 @@ impl Core {
         }
         state.processes[process].dead = true;
         let tasks = state.tasks.iter_mut().filter(|task| task.process == process);
-        let futures: Vec<_> = tasks.filter_map(|task| task.future.take()).collect();
+        let futures: Vec<_> = tasks.filter_map(|task| task.runnable.take()).collect();
         drop(state);
         // What the tasks own may ask the simulation for something while it is dropped.
         drop(futures);
     }
 
-    /// Polls one task, or moves the clock to the next timer.
-    pub(super) fn step(&self, limit: Duration) -> Step {
+    pub(super) fn run_until(&self, limit: Duration, mut done: impl FnMut() -> bool) -> Ended {
+        let mut pending = None;
+        let mut ended = Ended::OutOfPolls;
+        for _ in 0..POLLS_MAX {
+            if done() {
+                ended = Ended::Done;
+                break;
+            }
+            match self.step(pending.take(), limit) {
+                Step::Poll(task) => pending = task.poll(),
+                Step::Again => {}
+                Step::Idle => return Ended::Idle,
+                Step::OutOfTime => return Ended::OutOfTime,
+            }
+        }
+        // Dropped after the lock, if at all.
+        let _dead = pending.and_then(|task| lock(&self.state).put_back(task));
+        ended
+    }
+
+    /// Puts back the task that was polled, and takes out the one that is next; or moves the clock to the next timer.
+    fn step(&self, polled: Option<Runnable>, limit: Duration) -> Step {
         let mut state = lock(&self.state);
+        if let Some(dead) = polled.and_then(|task| state.put_back(task)) {
+            drop(state);
+            // What it owns may ask the simulation for something while it is dropped.
+            drop(dead);
+            return Step::Again;
+        }
         state.ready.append(&mut lock(&self.woken));
         let Some(id) = state.next_task() else {
             return state.advance(limit);
@@ -226,28 +264,34 @@ impl Core {
             state.ready.push(id);
             drop(state);
             self.strike(process, blow);
-            return Step::Polled;
+            return Step::Again;
         }
-        let Some(mut future) = state.tasks[id].future.take() else { return Step::Polled };
-        let task_waker = state.tasks[id].waker.clone();
+        let Some(task) = state.tasks[id].runnable.take() else { return Step::Again };
         state.count_poll(id);
-        drop(state);
-        task_waker.begin();
-        let poll = future.as_mut().poll(&mut Context::from_waker(&waker(task_waker)));
-        if poll == Poll::Pending {
-            let mut state = lock(&self.state);
-            if !state.processes[process].dead {
-                state.tasks[id].future = Some(future);
-                return Step::Polled;
-            }
-        }
-        // What it owns may ask the simulation for something while it is dropped.
-        drop(future);
-        Step::Polled
+        Step::Poll(task)
+    }
+}
+
+impl Runnable {
+    /// Polls it once. What is left of it, unless it has ended.
+    fn poll(mut self) -> Option<Self> {
+        self.wake.begin();
+        let poll = self.future.as_mut().poll(&mut Context::from_waker(&self.waker));
+        (poll == Poll::Pending).then_some(self)
     }
 }
 
 impl State {
+    /// Puts back a task that was polled, or returns it, if its process has died meanwhile.
+    fn put_back(&mut self, task: Runnable) -> Option<Runnable> {
+        if self.processes[task.process].dead {
+            return Some(task);
+        }
+        let id = task.id;
+        self.tasks[id].runnable = Some(task);
+        None
+    }
+
     fn note(&mut self, code: u64, text: impl FnOnce() -> String) {
         self.trace.fold(code);
         if self.keep_trace {
@@ -318,11 +362,12 @@ impl State {
     fn advance(&mut self, limit: Duration) -> Step {
         let Some(due) = self.timers.next_due() else { return Step::Idle };
         self.now = self.now.max(due.min(limit));
-        self.now_nanos.store(u64::try_from(self.now.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let nanos = u64::try_from(self.now.as_nanos()).unwrap_or(u64::MAX);
+        self.now_nanos.store(nanos, Ordering::Relaxed);
         if due > limit {
             return Step::OutOfTime;
         }
-        self.trace.fold(u64::try_from(self.now.as_nanos()).unwrap_or(u64::MAX));
+        self.trace.fold(nanos);
         for timer in self.timers.take_due(self.now) {
             match timer {
                 Timer::Wake(waker) => waker.wake(),
@@ -333,7 +378,7 @@ impl State {
                 }
             }
         }
-        Step::Polled
+        Step::Again
     }
 
     fn freeze(&mut self, process: ProcessId, duration: Duration) {

@@ -81,6 +81,12 @@ impl Process {
         PollReached::new(self.core.clone(), polls)
     }
 
+    /// How often tasks of all processes have been polled.
+    #[must_use]
+    pub fn polls_of_all(&self) -> u64 {
+        self.core.polls()
+    }
+
     /// How often its tasks have been polled.
     #[must_use]
     pub fn polls(&self) -> u64 {

@@ -4,7 +4,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Wake},
 };
 
 use super::core::{Core, TaskId};
@@ -38,10 +38,6 @@ impl Wake for TaskWaker {
             self.woken.lock().unwrap_or_else(PoisonError::into_inner).push(self.id);
         }
     }
-}
-
-pub(super) fn waker(task: Arc<TaskWaker>) -> Waker {
-    Waker::from(task)
 }
 
 /// Lets others go first: a point at which a simulated process can be killed, frozen or overtaken.

@@ -5,7 +5,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::{environment::Instance, id::DeploymentId, name::InstanceName};
+use crate::{
+    environment::Instance,
+    id::DeploymentId,
+    name::InstanceName,
+    secret::{Redactor, printable},
+};
 
 /// Exactly one commit of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +32,14 @@ impl Commit {
     pub fn new(sha: &str, message: &str, author: &str, time: DateTime<Utc>) -> Self {
         let summary = message.lines().next().unwrap_or("").trim().chars().take(200).collect();
         Self { sha: sha.to_owned(), summary, author: author.chars().take(200).collect(), time }
+    }
+
+    /// The same commit with texts that can be shown: anybody may have written them.
+    pub(crate) fn printable(mut self, redactor: &Redactor) -> Self {
+        for text in [&mut self.summary, &mut self.author] {
+            *text = printable(redactor, text).chars().take(200).collect();
+        }
+        self
     }
 
     /// The first ten digits of the object id.

@@ -1,11 +1,12 @@
 //! Secrets, and how they are kept out of everything that is stored or shown.
 
 use std::{
+    collections::VecDeque,
     fmt,
     sync::{Arc, PoisonError, RwLock},
 };
 
-use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, BuildError, MatchKind};
 use base64::{Engine as _, engine::general_purpose};
 use zeroize::Zeroizing;
 
@@ -41,15 +42,53 @@ impl fmt::Debug for Secret {
 /// What stands where a secret was.
 pub const REDACTED: &str = "[secret]";
 
+/// The shortest part of a secret that is hidden where a text was cut, in bytes.
+const PART_LENGTH_MIN: usize = 8;
+
+/// How many secrets that adapters made known are remembered: tokens that are renewed every hour must not fill the
+/// memory. An adapter makes its secret known whenever it uses it.
+const LEARNT_MAX: usize = 1000;
+
 /// Replaces every known secret: the value itself, each line of one that has several, and the forms in which
 /// programs print them (Base64, hexadecimal, URL-encoded, JSON-escaped).
+///
+/// Whoever hands over a text may have cut it before, through a secret. So the end of a text, and what stands before an
+/// ellipsis, is replaced if a secret may begin there; the beginning, if one may end there: parts of at least eight
+/// bytes.
 #[derive(Clone, Default)]
 pub struct Redactor(Arc<RwLock<Known>>);
 
 #[derive(Default)]
 struct Known {
-    forms: Vec<Zeroizing<String>>,
-    search: Option<AhoCorasick>,
+    /// What is never forgotten.
+    kept: Vec<Hidden>,
+    /// What adapters made known, oldest first.
+    learnt: VecDeque<Hidden>,
+    search: Search,
+}
+
+/// A secret value, with all of its forms: the first is the value itself.
+struct Hidden(Vec<Zeroizing<String>>);
+
+/// How the forms are found in a text.
+#[derive(Default)]
+enum Search {
+    /// There is nothing to find.
+    #[default]
+    Nothing,
+    Fast(Box<Automata>),
+    /// The automata could not be built: each form is looked for alone.
+    Slow(Vec<Zeroizing<String>>),
+}
+
+/// The forms, and how they begin and end.
+struct Automata {
+    whole: AhoCorasick,
+    begin: AhoCorasick,
+    end: AhoCorasick,
+    /// The forms that are long enough to be hidden in part: the patterns of `begin` and `end`.
+    long: Vec<Zeroizing<String>>,
+    length_max: usize,
 }
 
 impl Redactor {
@@ -65,39 +104,118 @@ impl Redactor {
 
     /// From now on this value is replaced. Values shorter than [`HIDDEN_LENGTH_MIN`] are not.
     pub fn hide(&self, secret: &Secret) {
-        // All forms of a value are learnt together, itself among them.
-        let value = secret.expose().trim();
-        if self.0.read().unwrap_or_else(PoisonError::into_inner).forms.iter().any(|form| **form == *value) {
+        self.learn(secret, |known, hidden| known.kept.push(hidden));
+    }
+
+    /// As [`hide`](Self::hide), but only for as long as not a thousand others were made known in this way after it.
+    pub(crate) fn hide_for_now(&self, secret: &Secret) {
+        self.learn(secret, |known, hidden| {
+            known.learnt.push_back(hidden);
+            let surplus = known.learnt.len().saturating_sub(LEARNT_MAX);
+            known.learnt.drain(..surplus);
+        });
+    }
+
+    fn learn(&self, secret: &Secret, add: impl FnOnce(&mut Known, Hidden)) {
+        let hidden = Hidden(forms(secret.expose()).collect());
+        let Some(value) = hidden.0.first() else { return };
+        if self.0.read().unwrap_or_else(PoisonError::into_inner).knows(value) {
             return;
         }
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let before = known.forms.len();
-        for form in forms(secret.expose()) {
-            if !known.forms.contains(&form) {
-                known.forms.push(form);
-            }
-        }
-        if known.forms.len() > before {
-            // Leftmost-longest: where one secret is the beginning of another, the longer one is taken whole.
-            let mut builder = AhoCorasick::builder();
-            builder.match_kind(MatchKind::LeftmostLongest);
-            // Built anew for every secret that is learnt, and that many times faster than a DFA.
-            builder.kind(Some(AhoCorasickKind::ContiguousNFA));
-            known.search = builder.build(known.forms.iter().map(|form| form.as_bytes())).ok();
-        }
+        add(&mut known, hidden);
+        known.search = Search::of(known.hidden().flat_map(|hidden| &hidden.0));
     }
 
     /// The text with every known secret replaced by [`REDACTED`].
     #[must_use]
     pub fn redact(&self, text: &str) -> String {
-        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(search) = &known.search else { return text.to_owned() };
+        self.0.read().unwrap_or_else(PoisonError::into_inner).search.redact(text)
+    }
+}
+
+impl Known {
+    fn hidden(&self) -> impl Iterator<Item = &Hidden> {
+        self.kept.iter().chain(&self.learnt)
+    }
+
+    fn knows(&self, value: &str) -> bool {
+        self.hidden().any(|hidden| hidden.0.first().is_some_and(|form| **form == *value))
+    }
+}
+
+impl Search {
+    fn of<'a>(forms: impl Iterator<Item = &'a Zeroizing<String>>) -> Self {
+        let forms: Vec<Zeroizing<String>> = forms.cloned().collect();
+        match Automata::new(&forms) {
+            Ok(automata) => Self::Fast(Box::new(automata)),
+            Err(_) => Self::Slow(forms),
+        }
+    }
+
+    fn redact(&self, text: &str) -> String {
+        match self {
+            Self::Nothing => text.to_owned(),
+            Self::Fast(automata) => automata.redact(text),
+            Self::Slow(forms) => {
+                forms.iter().fold(text.to_owned(), |text, form| text.replace(&**form, REDACTED))
+            }
+        }
+    }
+}
+
+impl Automata {
+    fn new(forms: &[Zeroizing<String>]) -> Result<Self, BuildError> {
+        let mut builder = AhoCorasick::builder();
+        // Built anew for every secret that is learnt, and that many times faster than a DFA.
+        builder.kind(Some(AhoCorasickKind::ContiguousNFA));
+        let long: Vec<_> = forms.iter().filter(|form| form.len() > PART_LENGTH_MIN).cloned().collect();
+        let begin = builder.build(long.iter().map(|form| &form.as_bytes()[..PART_LENGTH_MIN]))?;
+        let end = builder.build(long.iter().map(|form| &form.as_bytes()[form.len() - PART_LENGTH_MIN..]))?;
+        // Leftmost-longest: where one secret is the beginning of another, the longer one is taken whole.
+        builder.match_kind(MatchKind::LeftmostLongest);
+        let whole = builder.build(forms.iter().map(|form| form.as_bytes()))?;
+        let length_max = long.iter().map(|form| form.len()).max().unwrap_or(0);
+        Ok(Self { whole, begin, end, long, length_max })
+    }
+
+    fn redact(&self, text: &str) -> String {
         let mut clean = String::with_capacity(text.len());
-        search.replace_all_with(text, &mut clean, |_, _, to| {
+        self.whole.replace_all_with(text, &mut clean, |_, _, to| {
             to.push_str(REDACTED);
             true
         });
+        if let Some(end) = self.part_at_begin(&clean) {
+            clean.replace_range(..end, REDACTED);
+        }
+        let mut cuts: Vec<usize> = clean.match_indices('…').map(|(at, _)| at).collect();
+        cuts.push(clean.len());
+        for cut in cuts.into_iter().rev() {
+            let cut = clean[..cut].trim_end_matches('"').len();
+            if let Some(begin) = self.part_at_end(&clean[..cut]) {
+                clean.replace_range(begin..cut, REDACTED);
+            }
+        }
         clean
+    }
+
+    /// Up to where the text may be the rest of a secret.
+    fn part_at_begin(&self, text: &str) -> Option<usize> {
+        let window = &text.as_bytes()[..text.len().min(self.length_max)];
+        let found = self.end.find_overlapping_iter(window).filter(|found| {
+            self.long[found.pattern().as_usize()].as_bytes().ends_with(&window[..found.end()])
+        });
+        found.map(|found| found.end()).max()
+    }
+
+    /// From where on the text may be the beginning of a secret.
+    fn part_at_end(&self, text: &str) -> Option<usize> {
+        let from = text.len().saturating_sub(self.length_max);
+        let window = &text.as_bytes()[from..];
+        let mut found = self.begin.find_overlapping_iter(window).filter(|found| {
+            self.long[found.pattern().as_usize()].as_bytes().starts_with(&window[found.start()..])
+        });
+        found.next().map(|found| from + found.start())
     }
 }
 
@@ -225,6 +343,48 @@ mod tests {
         let redactor = Redactor::new([Secret::new("-----BEGIN-----\nAAAABBBB\nCCCCDDDD\n-----END-----\n")]);
         assert_eq!(redactor.redact("x AAAABBBB y"), "x [secret] y");
         assert_eq!(redactor.redact("x CCCCDDDD"), "x [secret]");
+    }
+
+    #[test]
+    fn a_part_that_a_cut_left_is_hidden() {
+        let token = "github_pat_11ABCDEFG0123456789";
+        let redactor = Redactor::new([Secret::new(token), Secret::new("a short one")]);
+        for kept in PART_LENGTH_MIN..token.len() {
+            let (head, tail) = (&token[..kept], &token[token.len() - kept..]);
+            assert_eq!(redactor.redact(&format!("x {head}")), "x [secret]");
+            assert_eq!(redactor.redact(&format!("{tail} y")), "[secret] y");
+            assert_eq!(
+                redactor.redact(&format!("to \"https://u:{head}\"…: no")),
+                "to \"https://u:[secret]\"…: no"
+            );
+            let encoded = general_purpose::STANDARD.encode(format!("user:{token}@host"));
+            let cut = redactor.redact(&encoded[..encoded.len() - 20]);
+            assert!(cut.ends_with(REDACTED), "{cut}");
+        }
+        assert_eq!(redactor.redact("x github_pat_11 y"), "x github_pat_11 y", "there is no cut");
+        assert_eq!(redactor.redact("github"), "github");
+    }
+
+    #[test]
+    fn secrets_that_are_renewed_do_not_fill_the_memory() {
+        let redactor = Redactor::new([Secret::new("for ever")]);
+        for number in 0..LEARNT_MAX + 2 {
+            // Building anew each time would make this test slow; the limit is what counts here.
+            let mut known = redactor.0.write().unwrap();
+            known.learnt.push_back(Hidden(vec![Zeroizing::new(format!("token {number}"))]));
+        }
+        redactor.hide_for_now(&Secret::new("the last"));
+        assert_eq!(redactor.redact("for ever, the last, token 1001"), "[secret], [secret], [secret]");
+        redactor.hide_for_now(&Secret::new("the last"));
+        redactor.hide_for_now(&Secret::new("for ever"));
+        let known = redactor.0.read().unwrap();
+        assert_eq!((known.learnt.len(), known.kept.len()), (LEARNT_MAX, 1), "nothing is learnt twice");
+    }
+
+    #[test]
+    fn what_cannot_be_searched_for_fast_is_searched_for_slowly() {
+        let slow = Search::Slow(vec![Zeroizing::new(VALUE.to_owned())]);
+        assert_eq!(slow.redact(&format!("x {VALUE} y")), "x [secret] y");
     }
 
     #[test]

@@ -149,10 +149,13 @@ async fn check_at(
 ) -> Result<Check, Error> {
     let mut instance = InstanceSpec::new("web");
     (instance.host, instance.port) = (host.to_owned(), port);
-    let spec = EnvironmentSpec::new("shop", "https://git.example.org/shop.git")
-        .instance(instance)
-        .policy(|policy| change(&mut policy.health));
-    let environment = Arc::new(Environment::try_from(spec).unwrap());
+    let spec = EnvironmentSpec::new("shop", "https://git.example.org/shop.git").instance(instance);
+    let mut health = ocore_core::health::HealthPolicy::default();
+    change(&mut health);
+    // As it was stored: by rules that may have been less strict.
+    let mut stored = serde_json::to_value(Environment::try_from(spec).unwrap()).unwrap();
+    stored["policy"]["health"] = serde_json::to_value(health).unwrap();
+    let environment: Arc<Environment> = Arc::new(serde_json::from_value(stored).unwrap());
     let instance = environment.instances()[0].clone();
     let cancellation = CancellationToken::new();
     let context = Context::new(DEPLOYMENT, environment, Fence::new(1), cancellation, Arc::new(Quiet));

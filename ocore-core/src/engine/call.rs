@@ -17,8 +17,10 @@ use crate::{
 /// How long a call that has passed its deadline may take to stop before it is dropped.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// The most lines of evidence that a failure keeps.
+/// The most that a failure keeps of its evidence: the last lines, and of these the last bytes. It is written with
+/// every state that has the failure.
 const DETAIL_LINES_MAX: usize = 100;
+const DETAIL_BYTES_MAX: usize = 64 * 1024;
 
 /// Makes the calls of one attempt at a step.
 pub(super) struct Caller {
@@ -90,9 +92,23 @@ impl Caller {
         if error.kind() == ErrorKind::Cancelled && !self.cancellation.is_cancelled() {
             failure.message = "the adapter stopped as if it had been cancelled".to_owned();
         }
-        let skipped = error.detail().len().saturating_sub(DETAIL_LINES_MAX);
-        failure.detail = error.detail().iter().skip(skipped).map(|line| clean(line)).collect();
+        failure.detail = self.evidence(error.detail());
         failure
+    }
+
+    /// The end of the evidence, redacted.
+    fn evidence(&self, lines: &[String]) -> Vec<String> {
+        let mut room = DETAIL_BYTES_MAX;
+        let last = lines.iter().rev().take(DETAIL_LINES_MAX);
+        let clean = last.map(|line| printable(&self.shared.redactor, line)).map_while(|mut line| {
+            let fits = line.len() <= room;
+            line.truncate(line.floor_char_boundary(room));
+            room -= line.len();
+            (fits || !line.is_empty()).then_some(line)
+        });
+        let mut kept: Vec<String> = clean.collect();
+        kept.reverse();
+        kept
     }
 
     /// A failure of the engine's own making.
@@ -104,7 +120,7 @@ impl Caller {
     ) -> Failure {
         let clean = |text: &str| printable(&self.shared.redactor, text);
         let mut failure = Failure::new(self.step, class, clean(&message.into()));
-        failure.detail = detail.iter().map(|line| clean(line)).collect();
+        failure.detail = self.evidence(&detail);
         failure
     }
 
@@ -116,12 +132,15 @@ impl Caller {
 }
 
 impl Shared {
-    /// A store call with a deadline. Past it, it is unknown whether it happened.
+    /// A store call with a deadline. Past it, it is unknown whether it happened. What a store says of its failure is
+    /// redacted: it may quote what it was given, or where it was sent.
     pub(super) async fn in_time<T>(&self, call: impl Future<Output = StoreResult<T>>) -> StoreResult<T> {
         let call = call.fuse();
         pin_mut!(call);
         select_biased! {
-            answer = call => answer,
+            answer = call => answer.map_err(|error| {
+                port::StoreError::new(error.kind(), printable(&self.redactor, &error.to_string()))
+            }),
             () = self.executor.sleep(self.timing.store_call).fuse() => {
                 let message = format!("no answer within {}", seconds(self.timing.store_call));
                 Err(port::StoreError::new(port::StoreErrorKind::Unknown, message))

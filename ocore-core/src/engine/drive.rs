@@ -15,7 +15,7 @@ use super::{
 use crate::{
     deployment::{Deployment, between},
     event::{EventKind, LogLine, NewEvent, Stream},
-    failure::{Cause, FailureClass},
+    failure::{Cause, Failure, FailureClass},
     id::Fence,
     machine::{Cancel, Decision, Outcome, Report, State, Step},
     name::InstanceName,
@@ -372,7 +372,10 @@ impl Driver {
         let state = &commit.deployment.state;
         if let (Some(failure), Some(after)) = (&decision.failure, decision.after) {
             let after_millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-            kinds.push(EventKind::Retrying { failure: failure.clone(), after_millis });
+            // The evidence counts as lines of the log: what is told of each attempt has no limit of its own.
+            kinds.extend(evidence(failure.step, &failure.detail));
+            let failure = Failure { detail: Vec::new(), ..failure.clone() };
+            kinds.push(EventKind::Retrying { failure, after_millis });
         } else if let Some(failure) = &decision.failure {
             kinds.extend(evidence(failure.step, &failure.detail));
         }

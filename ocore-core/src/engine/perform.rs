@@ -153,7 +153,8 @@ impl Perform for Fetch {
         let context = caller.context(self.job());
         let deadline = Caller::policy(self.job()).deadlines.fetch;
         let call = caller.shared.source.fetch(&context, self.revision());
-        single(caller.answer(&context, deadline, call).await)
+        let commit = caller.answer(&context, deadline, call).await;
+        single(commit.map(|commit| commit.printable(&caller.shared.redactor)))
     }
 
     fn record(&self, report: &Report<Commit>, deployment: &mut Deployment) {

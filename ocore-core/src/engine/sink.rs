@@ -124,7 +124,7 @@ impl Sink for LogSink {
 
     fn hide(&self, secret: &Secret) {
         if !planted!(SecretForgotten) {
-            self.shared.redactor.hide(secret);
+            self.shared.redactor.hide_for_now(secret);
         }
     }
 }

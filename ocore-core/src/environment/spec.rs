@@ -7,10 +7,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{BranchPattern, Environment, Instance, Policy, Resource};
+use super::{BranchPattern, Deadlines, Environment, Instance, Policy, Resource};
 use crate::{
     name::{EnvironmentName, InstanceName, PoolName},
     request::Revision,
+    retention::Retention,
     retry::RetryPolicy,
 };
 
@@ -214,6 +215,10 @@ impl From<Instance> for InstanceSpec {
     }
 }
 
+/// What the variables of one instance may hold, names and values together, in bytes: they are written with every
+/// state of a deployment.
+const VARIABLES_BYTES_MAX: usize = 64 * 1024;
+
 #[derive(Default)]
 struct Reasons(Vec<String>);
 
@@ -239,16 +244,20 @@ fn check_repository(repository: &str, reasons: &mut Reasons) {
         repository.starts_with('-'),
         "the repository's URL begins with a hyphen, as if it were an option",
     );
-    let authority = repository.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(""));
-    let userinfo = authority.and_then(|authority| authority.rsplit_once('@')).map(|(userinfo, _)| userinfo);
+    let Some((scheme, rest)) = repository.split_once("://") else { return };
+    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or("");
+    let userinfo = authority.rsplit_once('@').map(|(userinfo, _)| userinfo);
+    // Over http a user's name alone is a token as often as not.
+    let http = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
     reasons.refuse_if(
-        userinfo.is_some_and(|userinfo| userinfo.contains(':')),
-        "the repository's URL holds a password; give credentials to the Source instead",
+        userinfo.is_some_and(|userinfo| http || userinfo.contains(':')),
+        "the repository's URL holds a password or a token before the @; give credentials to the Source instead",
     );
 }
 
 fn check_branch(branch: &str, reasons: &mut Reasons) {
-    reasons.refuse_if(branch.matches('*').count() > 1, format!("the branch {branch:?} has more than one *"));
+    let shown = shown(branch);
+    reasons.refuse_if(branch.matches('*').count() > 1, format!("the branch {shown:?} has more than one *"));
     // A pattern is a name with one character that git does not allow.
     reasons.keep(Revision::Branch(branch.replacen('*', "x", 1)).check());
 }
@@ -275,9 +284,57 @@ fn check_policy(policy: &Policy, reasons: &mut Reasons) {
         "policy.health.healthy_time_min must be shorter than policy.health.deadline",
     );
     reasons.refuse_if(
-        !health.path.starts_with('/') || health.path.chars().any(|c| c.is_control() || c == ' '),
-        format!("policy.health.path {:?} must begin with / and have no space", health.path),
+        health.interval_min.is_zero(),
+        "policy.health.interval_min must be longer than zero: checks would follow each other without a pause",
     );
+    reasons.refuse_if(
+        health.interval_min > health.interval_max,
+        "policy.health.interval_min is longer than policy.health.interval_max",
+    );
+    reasons.refuse_if(
+        !health.path.starts_with('/') || !plain(&health.path, 2000),
+        format!("policy.health.path {:?} must begin with / and have no space", shown(&health.path)),
+    );
+    let host = health.host.as_deref();
+    reasons.refuse_if(
+        host.is_some_and(|host| !plain(host, 255)),
+        format!("policy.health.host {:?} is no host name", shown(host.unwrap_or_default())),
+    );
+    check_deadlines(&policy.deadlines, reasons);
+    let Retention { snapshots_last, images_last, .. } = policy.retention;
+    reasons.refuse_if(
+        snapshots_last > 10_000,
+        format!("policy.retention.snapshots_last is {snapshots_last}, not 0 to 10000"),
+    );
+    reasons.refuse_if(
+        images_last > 1000,
+        format!("policy.retention.images_last is {images_last}, not 0 to 1000"),
+    );
+}
+
+fn check_deadlines(deadlines: &Deadlines, reasons: &mut Reasons) {
+    let Deadlines { fetch, build, snapshot, stop, restore, update, start } = deadlines;
+    for (name, deadline) in [
+        ("fetch", fetch),
+        ("build", build),
+        ("snapshot", snapshot),
+        ("stop", stop),
+        ("restore", restore),
+        ("update", update),
+        ("start", start),
+    ] {
+        reasons.refuse_if(deadline.is_zero(), format!("policy.deadlines.{name} must be longer than zero"));
+    }
+}
+
+/// Neither empty nor too long, and nothing that would end a line or a field.
+fn plain(text: &str, length_max: usize) -> bool {
+    (1..=length_max).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c == ' ')
+}
+
+/// As much of a text as a reason has room for.
+fn shown(text: &str) -> String {
+    text.chars().take(100).collect()
 }
 
 fn check_retry(name: &str, retry: &RetryPolicy, reasons: &mut Reasons) {
@@ -288,6 +345,12 @@ fn check_retry(name: &str, retry: &RetryPolicy, reasons: &mut Reasons) {
     reasons.refuse_if(
         retry.delay_min > retry.delay_max,
         format!("policy.{name}.delay_min is longer than policy.{name}.delay_max"),
+    );
+    reasons.refuse_if(
+        retry.elapsed_max.is_zero(),
+        format!(
+            "policy.{name}.elapsed_max must be longer than zero; for no second attempt set attempts_max to 1"
+        ),
     );
 }
 
@@ -325,12 +388,14 @@ fn check_instance(spec: InstanceSpec, reasons: &mut Reasons) -> Option<Instance>
     let name = reasons.keep(InstanceName::new(&spec.name));
     let who = spec.name.chars().take(40).collect::<String>();
     reasons.refuse_if(spec.port == Some(0), format!("the port of instance {who:?} is 0"));
-    let plain = |text: &str| !text.is_empty() && !text.chars().any(|c| c.is_control() || c == ' ');
-    reasons.refuse_if(!plain(&spec.host), format!("the host of instance {who:?} is no host name or address"));
+    reasons.refuse_if(
+        !plain(&spec.host, 255),
+        format!("the host of instance {who:?} is no host name or address"),
+    );
     if let Some(path) = &spec.data_directory {
-        let plain = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
+        let parts = path.is_absolute() && !path.components().any(|part| part == Component::ParentDir);
         reasons.refuse_if(
-            !plain || path.parent().is_none(),
+            !parts || path.parent().is_none(),
             format!("the data directory of instance {who:?} must be an absolute path below / without .."),
         );
     }
@@ -341,9 +406,14 @@ fn check_instance(spec: InstanceSpec, reasons: &mut Reasons) -> Option<Instance>
     for (variable, value) in &spec.variables {
         reasons.refuse_if(
             variable.is_empty() || variable.contains(['=', '\0']) || value.contains('\0'),
-            format!("the variable {variable:?} of instance {who:?} cannot be set in an environment"),
+            format!("the variable {:?} of instance {who:?} cannot be set in an environment", shown(variable)),
         );
     }
+    let size: usize = spec.variables.iter().map(|(variable, value)| variable.len() + value.len()).sum();
+    reasons.refuse_if(
+        size > VARIABLES_BYTES_MAX,
+        format!("the variables of instance {who:?} have {size} bytes, more than {VARIABLES_BYTES_MAX}"),
+    );
     let InstanceSpec { host, port, database, data_directory, variables, .. } = spec;
     // `/srv/shop` and `/srv//shop/` are one directory: compare and store what the components say.
     let data_directory = data_directory.map(|path| path.components().collect());
@@ -357,6 +427,8 @@ fn valid_database(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn valid() -> EnvironmentSpec {
@@ -398,6 +470,57 @@ mod tests {
         let spec = EnvironmentSpec { repository: "https://u:s3cr3t@example.org/x".into(), ..valid() };
         let error = Environment::try_from(spec).unwrap_err().to_string();
         assert!(error.contains("holds a password") && !error.contains("s3cr3t"), "{error}");
+        for url in
+            ["HTTPS://s3cr3t@example.org/x", "http://s3cr3t@example.org?x", "ssh://git:s3cr3t@example.org/x"]
+        {
+            let spec = EnvironmentSpec { repository: url.into(), ..valid() };
+            let error = Environment::try_from(spec).unwrap_err().to_string();
+            assert!(error.contains("holds a password or a token") && !error.contains("s3cr3t"), "{error}");
+        }
+        check(EnvironmentSpec { repository: "ssh://git@example.org/x".into(), ..valid() }, &[]);
+        check(EnvironmentSpec { repository: "https://example.org/@scope/x".into(), ..valid() }, &[]);
+    }
+
+    #[test]
+    fn what_could_not_work_is_refused() {
+        let refused = |change: fn(&mut Policy), expected: &str| check(valid().policy(change), &[expected]);
+        refused(|it| it.health.host = Some("a\nb".into()), "policy.health.host \"a\\nb\" is no host name");
+        refused(|it| it.health.host = Some(String::new()), "policy.health.host");
+        refused(
+            |it| it.health.interval_min = Duration::ZERO,
+            "policy.health.interval_min must be longer than zero",
+        );
+        refused(|it| it.health.interval_max = Duration::from_millis(1), "interval_min is longer than");
+        refused(|it| it.deadlines.build = Duration::ZERO, "policy.deadlines.build must be longer than zero");
+        refused(|it| it.undo_retry.elapsed_max = Duration::ZERO, "policy.undo_retry.elapsed_max");
+        refused(|it| it.retention.images_last = 1001, "policy.retention.images_last is 1001, not 0 to 1000");
+        refused(|it| it.retention.snapshots_last = 10_001, "policy.retention.snapshots_last is 10001");
+        let all = |it: &mut Policy| {
+            let Deadlines { fetch, build, snapshot, stop, restore, update, start } = &mut it.deadlines;
+            for deadline in [fetch, build, snapshot, stop, restore, update, start] {
+                *deadline = Duration::ZERO;
+            }
+        };
+        check(
+            valid().policy(all),
+            &["fetch", "build", "snapshot", "stop", "restore", "update", "start"]
+                .map(|step| ["policy.deadlines.", step].concat())
+                .each_ref()
+                .map(String::as_str),
+        );
+        let large = valid().instance(InstanceSpec::new("x").variable("A", "x".repeat(VARIABLES_BYTES_MAX)));
+        check(large, &["the variables of instance \"x\" have 65537 bytes, more than 65536"]);
+    }
+
+    #[test]
+    fn a_reason_quotes_no_more_than_a_line() {
+        let long = "x\n".repeat(100_000);
+        let instance = InstanceSpec::new(&long).data_directory(&long).variable(long.clone() + "=", "");
+        let spec =
+            EnvironmentSpec::new(&long, &long).branch(format!("**{long}")).instance(instance).pool(&long);
+        let error = Environment::try_from(spec.policy(|it| it.health.path.clone_from(&long))).unwrap_err();
+        assert!(error.reasons.iter().all(|reason| reason.len() < 400), "{error}");
+        assert!(error.reasons.len() > 8, "{error}");
     }
 
     #[test]

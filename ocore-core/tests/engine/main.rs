@@ -7,4 +7,5 @@ mod recovery;
 mod rollback;
 mod runtime;
 mod stage;
+mod words;
 mod workers;

@@ -12,7 +12,9 @@ pub trait Executor: Send + Sync + 'static {
     /// Monotonic time since some fixed moment. Durations are differences of this.
     fn now(&self) -> Duration;
 
-    /// The wall clock, for time stamps that people read. It may jump; nothing is decided by it.
+    /// The wall clock, for time stamps that people read. It may jump: all that is decided by it is whether snapshots
+    /// have waited too long for a worker ([`State::claimed`](crate::machine::State::claimed)), where a jump takes
+    /// them again.
     fn utc(&self) -> DateTime<Utc>;
 
     /// Completes after `duration` of monotonic time.

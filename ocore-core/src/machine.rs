@@ -7,6 +7,7 @@
 //! ```text
 //! deploy     Queued → Fetch → Build → Snapshot → Stop → Update? → Start → Probe → Running
 //! rollback   Queued → Locate (Fetch, Build if the image is gone) → Snapshot → Stop → Restore? → Start → Probe → Running
+//! too late   Stop, claimed long after the snapshot → Snapshot
 //! again      Update, Start: Withdraw → Restore → Update?, Start (never migrates the same data twice)
 //! give up    Fetch, Build, Snapshot → Failed            Stop → Revive → RolledBack
 //!            Restore, Update, Start, Probe → Withdraw → Restore → Revive → RolledBack
@@ -55,7 +56,7 @@ mod job;
 pub(crate) mod tests;
 mod undo;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -70,6 +71,9 @@ use crate::{
     failure::{Cause, Failure},
     release::Live,
 };
+
+/// How long snapshots that were taken before the stop may wait for a worker that goes on.
+pub const SNAPSHOT_IDLE_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// The verbs of a deployment, in the order of the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -465,6 +469,19 @@ impl State {
             Self::Probe(state) => state.lose(),
             Self::Withdraw(state) => state.lose(),
             Self::Revive(state) => state.lose(),
+        }
+    }
+
+    /// A worker has claimed the lane; the state was entered, or tried last, so long ago by the wall clock, or lies so
+    /// far in its future. Snapshots of data that may have been served meanwhile are taken again if that is longer than
+    /// [`SNAPSHOT_IDLE_MAX`]: to put them back would lose what was written since, for hours or days.
+    #[must_use]
+    pub fn claimed(self, idle: Duration) -> Self {
+        match self {
+            _ if idle <= SNAPSHOT_IDLE_MAX => self,
+            Self::Snapshot(state) => state.anew().into(),
+            Self::Stop(state) => state.anew(),
+            state => state,
         }
     }
 

@@ -81,16 +81,35 @@ impl Driver {
         let shared = crew.shared.clone();
         let Claim { mut deployment, environment, live, fence, lost_worker } = claim;
         let at = shared.executor.utc();
+        let sink = Arc::new(LogSink::new(shared.clone()));
+        let mut resumed = None;
         if deployment.state == State::Queued {
             deployment.begin(environment, live, at);
         } else {
             deployment.spend(between(deployment.updated_at, at));
+            let lost = lost_worker && !planted!(ForgetBegun);
+            let state = deployment.state.clone();
+            let known = if lost { state.lost_worker() } else { state };
+            let idle = (at - deployment.updated_at).abs().to_std().unwrap_or_default();
+            let claimed = known.clone().claimed(idle);
+            if let Some(step) = claimed.step() {
+                sink.enter(step);
+            }
+            if claimed != known {
+                let minutes = idle.as_secs() / 60;
+                let text =
+                    format!("nobody has worked on it for {minutes} minutes; the snapshots are taken again");
+                sink.log(None, Stream::Engine, &text);
+            }
+            if lost {
+                resumed = Some(claimed);
+            } else {
+                deployment.state = claimed;
+            }
         }
         if deployment.kept_by_store.cancel.is_some() {
             cancel.cancel();
         }
-        let resumed = (lost_worker && !planted!(ForgetBegun)).then(|| deployment.state.clone().lost_worker());
-        let sink = Arc::new(LogSink::new(shared.clone()));
         let since = shared.executor.now();
         Self { crew, sink, cancel, deployment, resumed, fence, since, snapshots: Vec::new(), shared }
     }

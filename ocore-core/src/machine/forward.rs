@@ -208,11 +208,25 @@ pub struct Snapshot {
     release: Arc<Release>,
     pub(super) after_stop: bool,
     taken: BTreeMap<InstanceName, release::Snapshot>,
+    /// What the attempts at Stop have used up, if it came back from there: something may have been stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stop: Option<Tally>,
 }
 
 impl Snapshot {
     fn new(job: Job, release: Arc<Release>, after_stop: bool) -> Self {
-        Self { job, tally: Tally::default(), release, after_stop, taken: BTreeMap::new() }
+        Self { job, tally: Tally::default(), release, after_stop, taken: BTreeMap::new(), stop: None }
+    }
+
+    /// Takes all snapshots again, if what they were taken of is written to.
+    pub(super) fn anew(self) -> Self {
+        if self.is_without_window() { self } else { Self { taken: BTreeMap::new(), ..self } }
+    }
+
+    /// Whether they are taken again because those that were taken before had become old.
+    #[must_use]
+    pub const fn is_anew(&self) -> bool {
+        self.stop.is_some()
     }
 
     /// Whether nothing serves that could write between the snapshot and the stop.
@@ -242,7 +256,8 @@ impl Fold for Snapshot {
     fn succeed(mut self, taken: Self::Evidence) -> State {
         self.taken.extend(taken);
         if self.job.previous.is_some() && !self.after_stop {
-            Stop::new(self.job, self.release, Some(self.taken)).into()
+            let stop = Stop::new(self.job, self.release, Some(self.taken));
+            Stop { tally: self.stop.unwrap_or_default(), ..stop }.into()
         } else {
             Cutover::new(self.job, self.release, self.taken).go()
         }
@@ -254,7 +269,7 @@ impl Fold for Snapshot {
         self.into()
     }
     fn give_up(self, cause: Cause) -> State {
-        if self.after_stop { self.job.revive(cause) } else { untouched(cause) }
+        if self.after_stop || self.stop.is_some() { self.job.revive(cause) } else { untouched(cause) }
     }
 }
 
@@ -292,6 +307,14 @@ impl Stop {
         snapshots: Option<BTreeMap<InstanceName, release::Snapshot>>,
     ) -> Self {
         Self { job, tally: Tally::default(), release, snapshots, stopped: BTreeSet::new() }
+    }
+
+    /// Goes back to take the snapshots again that were taken before.
+    pub(super) fn anew(self) -> State {
+        if self.snapshots.is_none() {
+            return self.into();
+        }
+        Snapshot { stop: Some(self.tally), ..Snapshot::new(self.job, self.release, false) }.into()
     }
 
     /// The instances that earlier attempts stopped.

@@ -302,6 +302,48 @@ fn an_interrupted_step_is_begun_anew_and_uses_up_nothing() {
 }
 
 #[test]
+fn snapshots_of_data_that_was_served_meanwhile_are_taken_again() {
+    let late = |plan, step, expected: &str| check(plan, &[(step, Attempt::ClaimedLate)], expected);
+    let plan = Plan::UPDATE;
+    late(plan, Step::Stop, "fetch build snapshot stop snapshot stop update start probe Running New");
+    late(plan, Step::Snapshot, "fetch build snapshot snapshot stop update start probe Running New");
+    late(plan, Step::Update, "fetch build snapshot stop update update start probe Running New");
+    late(plan.after_stop(), Step::Stop, "fetch build stop stop snapshot update start probe Running New");
+    late(
+        plan.after_stop(),
+        Step::Snapshot,
+        "fetch build stop snapshot snapshot update start probe Running New",
+    );
+    check(
+        Plan::ROLLBACK,
+        &[(Step::Stop, Attempt::ClaimedLate)],
+        "locate snapshot stop snapshot stop restore start probe Running New",
+    );
+
+    // What was taken in part before is not kept, unless nothing served that could have written.
+    for (plan, kept) in [(plan, 0), (plan.after_stop(), 1), (Plan::FIRST, 1)] {
+        let mut state = plan.begin();
+        while state.step() != Some(Step::Snapshot) {
+            state = attempt(plan, state, &Attempt::Done);
+        }
+        state = attempt(plan, state, &Attempt::partly(FailureClass::Transient));
+        let State::Snapshot(state) = attempt(plan, state, &Attempt::ClaimedLate) else { panic!("{plan:?}") };
+        assert_eq!(state.taken().len(), kept, "{plan:?}");
+    }
+
+    // Something may have been stopped, and Stop has no more attempts than before.
+    check(
+        plan,
+        &[(Step::Stop, Attempt::ClaimedLate), (Step::Snapshot, Attempt::PERMANENT)],
+        "fetch build snapshot stop snapshot revive RolledBack Previous",
+    );
+    let again = [(Step::Stop, Attempt::TRANSIENT), (Step::Stop, Attempt::ClaimedLate)];
+    let script: Vec<_> = again.into_iter().cycle().take(9).collect();
+    let (path, _) = path_from(plan.begin(), plan, &script);
+    assert!(path.ends_with("snapshot stop revive RolledBack Previous"), "{path}");
+}
+
+#[test]
 fn a_hopeless_undo_is_stranded_and_can_be_resumed() {
     for (step, resumed) in [
         (Step::Withdraw, "withdraw restore revive RolledBack Previous"),

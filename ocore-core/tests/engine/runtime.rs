@@ -19,18 +19,27 @@ use ocore_core::{
 pub(crate) struct Refusing {
     inner: FakeRuntime,
     refused: Arc<Mutex<BTreeSet<&'static str>>>,
+    hindered: Arc<Mutex<BTreeSet<&'static str>>>,
 }
 
 impl Refusing {
     pub(crate) fn new(inner: FakeRuntime) -> Self {
-        Self { inner, refused: Arc::default() }
+        Self { inner, refused: Arc::default(), hindered: Arc::default() }
     }
 
     pub(crate) fn refuse(&self, calls: &[&'static str]) {
         *self.refused.lock().unwrap() = calls.iter().copied().collect();
     }
 
+    /// From now on these fail, but may work when they are tried again.
+    pub(crate) fn hinder(&self, calls: &[&'static str]) {
+        *self.hindered.lock().unwrap() = calls.iter().copied().collect();
+    }
+
     fn admit(&self, call: &str) -> Result<()> {
+        if self.hindered.lock().unwrap().contains(call) {
+            return Err(Error::transient(format!("{call} does not work now")));
+        }
         let refused = self.refused.lock().unwrap().contains(call);
         if refused { Err(Error::permanent(format!("{call} is refused"))) } else { Ok(()) }
     }

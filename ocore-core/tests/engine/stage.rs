@@ -1,13 +1,19 @@
 //! An engine over fakes, under tokio's paused clock: waits cost nothing, and everything has its order.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::future::BoxFuture;
 
 use ocore_core::{
     deployment::Deployment,
     engine::{Engine, EngineBuilder, EngineError},
     environment::{EnvironmentSpec, InstanceSpec},
     event::{Event, EventKind},
-    executor::TokioExecutor,
+    executor::{Executor, TokioExecutor},
     id::DeploymentId,
     machine::Step,
     name::{EnvironmentName, InstanceName},
@@ -29,6 +35,37 @@ pub(crate) struct Stage {
 struct Worker {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<(), EngineError>>,
+}
+
+/// Tokio's clock, with a wall clock that the test sets ahead.
+#[derive(Default)]
+pub(crate) struct Wall {
+    inner: TokioExecutor,
+    ahead: Mutex<TimeDelta>,
+}
+
+impl Wall {
+    pub(crate) fn jump(&self, by: TimeDelta) {
+        *self.ahead.lock().unwrap() += by;
+    }
+}
+
+impl Executor for Wall {
+    fn now(&self) -> Duration {
+        self.inner.now()
+    }
+    fn utc(&self) -> DateTime<Utc> {
+        self.inner.utc() + *self.ahead.lock().unwrap()
+    }
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.inner.sleep(duration)
+    }
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.inner.spawn(task);
+    }
+    fn random(&self) -> u64 {
+        self.inner.random()
+    }
 }
 
 pub(crate) fn shop() -> EnvironmentSpec {

@@ -1,15 +1,20 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use chrono::TimeDelta;
 use ocore_core::{
     engine::{Engine, Timing},
+    id::EventSeq,
     machine::{Status, Step},
     port::{Builder, Checkout, Context, Error, Result},
     release::Image,
     testing::{fakes::Behaviour, mocks::MockBuilder},
 };
 
-use crate::stage::{Stage, shop};
+use crate::{
+    runtime::Refusing,
+    stage::{Stage, Wall, shop},
+};
 
 const SLOW: Duration = Duration::from_secs(300);
 
@@ -80,6 +85,36 @@ async fn another_worker_takes_over_from_one_that_is_gone() {
     assert_eq!(resumed.status(), Status::Running);
     let limit = SLOW + Duration::from_secs(12);
     assert!(began.elapsed() < limit, "a crash is noticed within 12 s: {:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_waited_for_the_next_worker_is_taken_again() {
+    for days in [1, -1] {
+        let wall = Arc::new(Wall::default());
+        let mut stage = Stage::with(shop(), |builder| builder).await;
+        let runtime = Refusing::new(stage.world.runtime());
+        let builder = Stage::builder(&stage.world, &stage.store).runtime(runtime.clone());
+        stage.engine = builder.executor(wall.clone()).timing(timing(0, 600)).build().unwrap();
+        stage.work();
+        stage.deploy("first", Behaviour::good()).await;
+        runtime.hinder(&["stop"]);
+        let id = stage.ask("second", Behaviour::good().updates().unhealthy()).await;
+        stage.begun(id, Step::Stop).await;
+        stage.shut_down().await;
+        assert_eq!(stage.engine.deployment(id).await.unwrap().step(), Some(Step::Stop));
+
+        runtime.hinder(&[]);
+        let written = stage.write();
+        wall.jump(TimeDelta::days(days));
+        stage.work();
+        assert_eq!(stage.end(id).await.status(), Status::RolledBack);
+        assert!(stage.data().unwrap().writes.contains(&written), "a day's writes are lost");
+        let lines = stage.engine.logs(id, EventSeq::default()).await.unwrap();
+        assert!(
+            lines.iter().any(|(_, line)| line.text.contains("the snapshots are taken again")),
+            "{lines:?}"
+        );
+    }
 }
 
 struct Panics;

@@ -99,6 +99,8 @@ pub(crate) enum Attempt {
     Lost,
     /// It was interrupted by a graceful shutdown.
     Interrupted,
+    /// It was given back, and claimed the next day.
+    ClaimedLate,
     /// It was cancelled, before or after it was begun.
     Cancelled { begun: bool },
 }
@@ -146,6 +148,7 @@ fn fold<F: Fold>(
         }
         Attempt::Lost => state.into().lost_worker(),
         Attempt::Interrupted => state.into().interrupted(),
+        Attempt::ClaimedLate => state.into().claimed(Duration::from_secs(24 * 3600)),
         Attempt::Cancelled { begun } => match state.into().cancel(*begun) {
             Cancel::Accepted(state) | Cancel::TooLate(state) => state,
         },

@@ -75,7 +75,7 @@ impl World {
             }
             Attempt::Failed(_, kept) => kept | also,
             Attempt::Lost | Attempt::Interrupted | Attempt::Cancelled { begun: true } => also.clone(),
-            Attempt::Cancelled { begun: false } => BTreeSet::new(),
+            Attempt::ClaimedLate | Attempt::Cancelled { begun: false } => BTreeSet::new(),
         };
         for name in affected.difference(&done) {
             self.take_effect(state, name);
@@ -134,7 +134,8 @@ impl Draw {
 
     fn any(self) -> Attempt {
         match self.0 >> 16 & 0b1111 {
-            0..6 => Attempt::Done,
+            0..5 => Attempt::Done,
+            5 => Attempt::ClaimedLate,
             6..13 => self.failed(),
             13 => Attempt::Interrupted,
             14 => Attempt::Cancelled { begun: true },

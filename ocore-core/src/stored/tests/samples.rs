@@ -9,7 +9,7 @@ use crate::{
     failure::{Cause, Failure, FailureClass},
     id::{DeploymentId, Seq},
     machine::{
-        Outcome, State, Status, Step,
+        Outcome, SNAPSHOT_IDLE_MAX, State, Status, Step,
         tests::drive::{
             Attempt, BEFORE, EARLIER, ID, Plan, PlannedAim, at, attempt, commit, environment, failure, live,
             snapshots, windows,
@@ -126,6 +126,7 @@ fn states() -> Vec<(&'static str, State)> {
         ("snapshot", state_at(update, &[], Step::Snapshot)),
         ("snapshot-in-part", after_partly(update, Step::Snapshot)),
         ("snapshot-after-stop", after_partly(update.after_stop(), Step::Snapshot)),
+        ("snapshot-anew", after_partly(update, Step::Stop).claimed(SNAPSHOT_IDLE_MAX * 2)),
         ("snapshot-first", state_at(Plan::FIRST, &[], Step::Snapshot)),
         ("stop", after_partly(update, Step::Stop)),
         ("stop-before-snapshot", after_partly(update.after_stop(), Step::Stop)),

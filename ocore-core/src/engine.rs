@@ -71,9 +71,9 @@ pub(crate) struct Shared {
     workers: usize,
     timing: Timing,
     log_limit: LogLimit,
-    /// Something happened in this process that its watchers, and its workers for a cancel, may want to know.
+    /// Something happened in this process that its watchers may want to know.
     nudge: Notify,
-    /// Something happened in this process that may have given its workers something to claim.
+    /// Something happened in this process that may have given its workers something to claim, or to cancel.
     work: Notify,
     cleaned: upkeep::Cleaned,
 }

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, pin_mut, select_biased};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -16,29 +17,53 @@ use crate::{
     deployment::{Deployment, between},
     event::{EventKind, LogLine, NewEvent, Stream},
     failure::{Cause, Failure, FailureClass},
-    id::Fence,
     machine::{Cancel, Decision, Outcome, Report, State, Step},
-    name::InstanceName,
-    port::{Claim, Commit, Committed, Finish, Next, Sink as _},
+    port::{Claim, Commit, Committed, Finish, Next, Sink as _, StoreErrorKind},
     request::Trigger,
 };
 
 /// The wait after a commit that the store did not answer: doubled each time, up to a second.
 const COMMIT_RETRY_MIN: Duration = Duration::from_millis(50);
 
-/// Works on a lane until it is given back, is empty, or lost. Returns whether a deployment of it ended, so that
-/// there may be something to clean up.
-pub(super) async fn drive(crew: Arc<Crew>, claim: Claim, adopted: Adopted) -> bool {
-    let (mut next, mut adopted, mut ended) = (Some(claim), adopted, false);
+/// How often a commit is tried that the store says cannot work.
+const BROKEN_COMMITS_MAX: u32 = 5;
+
+/// Why a worker leaves a lane.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It was given back, is empty, or lost.
+    Lane {
+        /// Whether a deployment of it ended, so that there may be something to clean up.
+        ended: bool,
+    },
+    /// The store cannot write what comes next.
+    Stuck,
+}
+
+/// Works on a lane until it is given back, is empty, or lost, or the store cannot write it.
+pub(super) async fn drive(crew: Arc<Crew>, claim: Claim, adopted: &mut Adopted) -> Left {
+    let (mut next, mut ended) = (Some(claim), false);
+    let lost = crew.lease.lost().fuse();
+    pin_mut!(lost);
     while let Some(claim) = next {
         let mut driver = Driver::take(crew.clone(), claim, adopted.cancel.clone());
-        next = driver.drive().await.map(|successor| *successor);
-        ended |= driver.deployment.outcome().is_some();
+        next = {
+            let drive = driver.drive().fuse();
+            pin_mut!(drive);
+            select_biased! {
+                () = lost => None,
+                successor = drive => successor.map(|successor| *successor),
+            }
+        };
+        if driver.stuck {
+            return Left::Stuck;
+        }
+        ended |= driver.ended;
         if let Some(successor) = &next {
-            adopted = crew.adopt(successor);
+            *adopted = crew.adopt(successor);
         }
     }
-    ended
+    Left::Lane { ended }
 }
 
 struct Driver {
@@ -46,14 +71,16 @@ struct Driver {
     shared: Arc<Shared>,
     sink: Arc<LogSink>,
     cancel: CancellationToken,
-    deployment: Deployment,
+    /// The deployment, the fence, and what else goes into the next commit.
+    commit: Commit,
     /// What is to be done, if the claim asks for more than the stored state says.
     resumed: Option<State>,
-    fence: Fence,
     /// When the present state was entered, or the lane was taken.
     since: Duration,
-    /// Instances whose snapshot is to be recorded with the next commit.
-    snapshots: Vec<InstanceName>,
+    /// Whether the deployment came to its end.
+    ended: bool,
+    /// Whether the store said that it cannot write what comes next.
+    stuck: bool,
 }
 
 /// What came of a turn.
@@ -110,8 +137,11 @@ impl Driver {
         if deployment.kept_by_store.cancel.is_some() {
             cancel.cancel();
         }
+        let mut commit =
+            Commit::new(crew.worker.id, fence, deployment, Next::Continue { fresh_fence: false });
+        commit.log_limit = shared.log_limit;
         let since = shared.executor.now();
-        Self { crew, sink, cancel, deployment, resumed, fence, since, snapshots: Vec::new(), shared }
+        Self { crew, sink, cancel, commit, resumed, since, ended: false, stuck: false, shared }
     }
 
     async fn drive(&mut self) -> Option<Box<Claim>> {
@@ -121,7 +151,7 @@ impl Driver {
             if let Turn::Over(successor) = self.write(Decision::go_on(state)).await {
                 return successor;
             }
-        } else if let Some(step) = self.deployment.step() {
+        } else if let Some(step) = self.commit.deployment.step() {
             self.sink.enter(step);
             self.sink.tell(EventKind::Began { step });
         }
@@ -136,7 +166,7 @@ impl Driver {
         if !self.crew.lease.holds() {
             return Turn::Over(None);
         }
-        let state = self.deployment.state.clone();
+        let state = self.commit.deployment.state.clone();
         if self.cancel.is_cancelled()
             && let Cancel::Accepted(state) = state.clone().cancel(false)
         {
@@ -169,7 +199,7 @@ impl Driver {
         S::Kept: Send,
     {
         let began = self.shared.executor.now();
-        let undo = self.deployment.state.is_undo();
+        let undo = self.commit.deployment.state.is_undo();
         let attempt = self.attempt(&step, undo).await;
         let took = self.shared.executor.now() - began;
         match attempt {
@@ -199,43 +229,48 @@ impl Driver {
         }
     }
 
+    /// Writes what was found into the record, and into the store's list of snapshots.
     fn record<S: Perform>(&mut self, step: &S, report: &Report<S::Evidence, S::Kept>) {
-        let (snapshots, windows) = (self.deployment.snapshots.clone(), self.deployment.windows.clone());
-        step.record(report, &mut self.deployment);
-        let Deployment { snapshots: now, windows: seen, .. } = &self.deployment;
-        let changed = now
-            .iter()
-            .filter(|(name, it)| snapshots.get(*name) != Some(*it) || windows.get(*name) != seen.get(*name));
-        self.snapshots.extend(changed.map(|(name, _)| name.clone()));
+        let deployment = &mut self.commit.deployment;
+        let changed = step.record(report, deployment);
+        self.commit.snapshots.extend(snapshot_records(deployment, changed));
     }
 
-    /// One attempt at a step, until it reports, is stopped, or the lease is lost.
+    /// One attempt at a step, until it reports or is stopped, or the store says that the lane is lost. What is logged
+    /// meanwhile is stored; a call that stores it is waited for, so that it cannot come after the commit.
     async fn attempt<S: Perform + Sync>(&self, step: &S, undo: bool) -> Attempt<S::Evidence, S::Kept> {
+        let ended = Notify::new();
+        let work = self.work(step, undo).fuse();
+        let flush = self.flush(&ended).fuse();
+        pin_mut!(work, flush);
+        let attempt = select_biased! {
+            _ = flush => return Attempt::Lost,
+            attempt = work => attempt,
+        };
+        ended.notify_one();
+        if flush.await { attempt } else { Attempt::Lost }
+    }
+
+    async fn work<S: Perform + Sync>(&self, step: &S, undo: bool) -> Attempt<S::Evidence, S::Kept> {
         let cancellation = CancellationToken::new();
         let caller = Caller {
             shared: self.shared.clone(),
             step: S::STEP,
-            fence: self.fence,
+            fence: self.commit.fence,
             cancellation: cancellation.clone(),
             sink: self.sink.clone(),
         };
         // However the attempt ends, what it has started is told to stop.
         let _stop = cancellation.clone().drop_guard();
         let perform = step.perform(&caller).fuse();
-        let lost = self.crew.lease.lost().fuse();
-        let flush = self.flush_until_lost().fuse();
         let stop = self.stop(undo).fuse();
-        pin_mut!(perform, lost, flush, stop);
+        pin_mut!(perform, stop);
         let why = select_biased! {
-            () = lost => return Attempt::Lost,
-            () = flush => return Attempt::Lost,
             report = perform => return Attempt::Reported(report),
             why = stop => why,
         };
         cancellation.cancel();
         select_biased! {
-            () = lost => Attempt::Lost,
-            () = flush => Attempt::Lost,
             report = perform => Attempt::Stopped(why, Some(report)),
             () = self.shared.executor.sleep(self.shared.timing.cancel_grace).fuse() => {
                 Attempt::Stopped(why, None)
@@ -260,18 +295,31 @@ impl Driver {
         }
     }
 
-    /// Stores what is logged meanwhile. Completes when the store says that the lane is lost.
-    async fn flush_until_lost(&self) {
+    /// Stores what is logged, until the attempt has ended. `false` as soon as the store says that the lane is lost.
+    async fn flush(&self, ended: &Notify) -> bool {
+        let Deployment { environment, id, .. } = &self.commit.deployment;
         loop {
-            self.sink.filled().await;
-            self.shared.executor.sleep(self.shared.timing.flush).await;
+            let due = async {
+                self.sink.filled().await;
+                self.shared.executor.sleep(self.shared.timing.flush).await;
+            };
+            let (due, ended) = (due.fuse(), ended.notified().fuse());
+            pin_mut!(due, ended);
+            select_biased! {
+                () = ended => return true,
+                () = due => {}
+            }
             let events = self.sink.take();
-            let Deployment { environment, id, .. } = &self.deployment;
-            let append =
-                self.shared.store.append(environment, *id, self.fence, events.clone(), self.shared.log_limit);
+            let append = self.shared.store.append(
+                environment,
+                *id,
+                self.commit.fence,
+                events.clone(),
+                self.shared.log_limit,
+            );
             match self.shared.in_time(append).await {
                 Ok(true) => self.shared.nudge.notify_waiters(),
-                Ok(false) => return,
+                Ok(false) => return false,
                 // It may have been stored: a line twice is better than a line lost.
                 Err(_) => self.sink.put_back(events),
             }
@@ -288,41 +336,30 @@ impl Driver {
         self.sink.log(None, Stream::Engine, text);
     }
 
-    /// Writes a decision. The deployment becomes what the decision says only once it is stored.
+    /// Writes a decision. A verdict that a cancel has overtaken is not written, and everything is as before.
     async fn write(&mut self, decision: Decision) -> Turn {
-        let mut deployment = self.deployment.clone();
         let now = self.shared.executor.now();
+        self.commit.next = self.next(&decision);
+        let verdict = matches!(&self.commit.next, Next::Finish(finish) if finish.verdict);
+        let before = verdict.then(|| self.commit.deployment.clone());
+        let undoing = self.commit.deployment.state.is_undo();
+        self.commit.events = self.sink.take();
+        let logged = self.commit.events.len();
+        let Decision { state, after, failure, .. } = decision;
+        let deployment = &mut self.commit.deployment;
         deployment.spend(now.saturating_sub(self.since));
-        deployment.enter(decision.state.clone(), self.shared.executor.utc());
+        deployment.enter(state, self.shared.executor.utc());
         deployment.kept_by_store.version += 1;
-        let waiting = self.sink.take();
-        let mut commit = Commit::new(self.crew.worker.id, self.fence, deployment, self.next(&decision));
-        commit.events = [waiting.clone(), self.milestones(&decision, &commit)].concat();
-        commit.log_limit = self.shared.log_limit;
-        commit.snapshots = snapshot_records(&commit.deployment, self.snapshots.iter().cloned());
-        let Some(answer) = self.commit(&commit).await else { return Turn::Over(None) };
+        let milestones = milestones(&self.commit, undoing, failure.as_ref(), after);
+        self.commit.events.extend(milestones);
+        let Some(answer) = self.commit().await else { return Turn::Over(None) };
         self.shared.nudge.notify_waiters();
-        if answer == Committed::CancelPending {
-            // Nothing was written: the cancel came before the verdict, and is what counts.
-            self.sink.put_back(waiting);
-            self.cancel.cancel();
-            return Turn::Next;
-        }
-        if answer == Committed::Fenced && planted!(FencedIgnored) {
-            self.deployment = commit.deployment;
-            return Turn::Next;
-        }
-        if answer == Committed::Fenced {
-            tracing::warn!(deployment = %self.deployment.id, "another worker has taken over");
-            return Turn::Over(None);
-        }
-        self.snapshots.clear();
-        self.since = now;
-        self.deployment = commit.deployment;
         match answer {
             Committed::Continued { fence, cancel } => {
-                self.fence = fence;
-                if let Some(step) = self.deployment.step() {
+                self.since = now;
+                self.commit.fence = fence;
+                self.commit.snapshots.clear();
+                if let Some(step) = self.commit.deployment.step() {
                     self.sink.enter(step);
                 }
                 if cancel {
@@ -330,30 +367,50 @@ impl Driver {
                 }
                 Turn::Next
             }
-            Committed::Finished { successor } => Turn::Over(successor),
-            Committed::Released | Committed::CancelPending | Committed::Fenced => Turn::Over(None),
+            Committed::CancelPending => {
+                // Nothing was written: the cancel came before the verdict, and is what counts.
+                self.commit.events.truncate(logged);
+                self.sink.put_back(std::mem::take(&mut self.commit.events));
+                self.commit.deployment = before.expect("only a verdict is refused because of a cancel");
+                self.cancel.cancel();
+                Turn::Next
+            }
+            Committed::Finished { successor } => {
+                self.ended = true;
+                Turn::Over(successor)
+            }
+            Committed::Fenced if planted!(FencedIgnored) => Turn::Next,
+            Committed::Fenced => {
+                tracing::warn!(deployment = %self.commit.deployment.id, "another worker has taken over");
+                Turn::Over(None)
+            }
+            Committed::Released => Turn::Over(None),
         }
     }
 
-    /// Commits until the store answers or the lease is lost.
-    async fn commit(&self, commit: &Commit) -> Option<Committed> {
-        let mut wait = COMMIT_RETRY_MIN;
-        while self.crew.lease.holds() {
-            let write = self.shared.in_time(self.shared.store.commit(commit)).fuse();
-            let lost = self.crew.lease.lost().fuse();
-            pin_mut!(write, lost);
-            let answer = select_biased! {
-                () = lost => return None,
-                answer = write => answer,
-            };
-            match answer {
-                Ok(answer) => return Some(answer),
-                Err(error) => tracing::warn!(%error, deployment = %commit.deployment.id, "a commit failed"),
+    /// Commits until the store answers. Nothing comes of it if the store says again and again that it cannot work.
+    async fn commit(&mut self) -> Option<Committed> {
+        let Deployment { id, environment, .. } = &self.commit.deployment;
+        let (mut wait, mut broken) = (COMMIT_RETRY_MIN, 0);
+        loop {
+            let sent = self.shared.executor.now();
+            match self.shared.in_time(self.shared.store.commit(&self.commit)).await {
+                Ok(answer) => {
+                    self.crew.heard(environment, sent);
+                    return Some(answer);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, deployment = %id, "a commit failed");
+                    broken += u32::from(error.kind() == StoreErrorKind::Broken);
+                }
+            }
+            if broken == BROKEN_COMMITS_MAX {
+                self.stuck = true;
+                return None;
             }
             self.shared.executor.sleep(wait).await;
             wait = (wait * 2).min(Duration::from_secs(1));
         }
-        None
     }
 
     /// What becomes of the lane.
@@ -367,7 +424,7 @@ impl Driver {
                 }
             };
         };
-        let recovery = matches!(self.deployment.request.trigger, Trigger::Recovery { .. });
+        let recovery = matches!(self.commit.deployment.request.trigger, Trigger::Recovery { .. });
         Next::Finish(Finish {
             live: match outcome {
                 Outcome::Undone { .. } if planted!(LiveNotUpdatedAfterRevive) => None,
@@ -384,41 +441,46 @@ impl Driver {
             verdict: matches!(outcome, Outcome::Running(_)),
         })
     }
+}
 
-    /// The events that a commit tells of.
-    fn milestones(&self, decision: &Decision, commit: &Commit) -> Vec<NewEvent> {
-        let mut kinds = Vec::new();
-        let state = &commit.deployment.state;
-        if let (Some(failure), Some(after)) = (&decision.failure, decision.after) {
-            let after_millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-            // The evidence counts as lines of the log: what is told of each attempt has no limit of its own.
-            kinds.extend(evidence(failure.step, &failure.detail));
-            let failure = Failure { detail: Vec::new(), ..failure.clone() };
-            kinds.push(EventKind::Retrying { failure, after_millis });
-        } else if let Some(failure) = &decision.failure {
-            kinds.extend(evidence(failure.step, &failure.detail));
-        }
-        if state.is_undo() && !self.deployment.state.is_undo() {
-            let failed = decision.failure.as_ref().map(ToString::to_string);
-            kinds.push(EventKind::Undoing { reason: failed.unwrap_or_else(|| "it is cancelled".to_owned()) });
-        }
-        if let Some(outcome) = state.outcome() {
-            let reason = match outcome {
-                Outcome::Stranded { cause, failure, .. } => {
-                    let first =
-                        cause.failure().map_or_else(|| "it was cancelled".to_owned(), ToString::to_string);
-                    Some(format!("{first}; it could not be undone: {failure}"))
-                }
-                outcome => outcome.cause().and_then(Cause::failure).map(ToString::to_string),
-            };
-            let status = commit.deployment.status();
-            kinds.push(EventKind::Finished { status, reason, superseded_by: None });
-        } else if let (Next::Continue { .. }, Some(step)) = (&commit.next, state.step()) {
-            kinds.push(EventKind::Began { step });
-        }
-        let at = commit.deployment.updated_at;
-        kinds.into_iter().map(|kind| NewEvent::new(at, kind)).collect()
+/// The events that a commit tells of.
+fn milestones(
+    commit: &Commit,
+    undoing: bool,
+    failure: Option<&Failure>,
+    after: Option<Duration>,
+) -> Vec<NewEvent> {
+    let mut kinds = Vec::new();
+    let state = &commit.deployment.state;
+    if let (Some(failure), Some(after)) = (failure, after) {
+        let after_millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        // The evidence counts as lines of the log: what is told of each attempt has no limit of its own.
+        kinds.extend(evidence(failure.step, &failure.detail));
+        let failure = Failure { detail: Vec::new(), ..failure.clone() };
+        kinds.push(EventKind::Retrying { failure, after_millis });
+    } else if let Some(failure) = failure {
+        kinds.extend(evidence(failure.step, &failure.detail));
     }
+    if state.is_undo() && !undoing {
+        let failed = failure.map(ToString::to_string);
+        kinds.push(EventKind::Undoing { reason: failed.unwrap_or_else(|| "it is cancelled".to_owned()) });
+    }
+    if let Some(outcome) = state.outcome() {
+        let reason = match outcome {
+            Outcome::Stranded { cause, failure, .. } => {
+                let first =
+                    cause.failure().map_or_else(|| "it was cancelled".to_owned(), ToString::to_string);
+                Some(format!("{first}; it could not be undone: {failure}"))
+            }
+            outcome => outcome.cause().and_then(Cause::failure).map(ToString::to_string),
+        };
+        let status = commit.deployment.status();
+        kinds.push(EventKind::Finished { status, reason, superseded_by: None });
+    } else if let (Next::Continue { .. }, Some(step)) = (&commit.next, state.step()) {
+        kinds.push(EventKind::Began { step });
+    }
+    let at = commit.deployment.updated_at;
+    kinds.into_iter().map(|kind| NewEvent::new(at, kind)).collect()
 }
 
 /// The evidence of a failure, as lines of the log.

@@ -35,8 +35,15 @@ pub(super) trait Perform: Fold {
     /// One attempt.
     fn perform(&self, caller: &Caller) -> impl Future<Output = Report<Self::Evidence, Self::Kept>> + Send;
 
-    /// Writes what was found into the record, for its readers.
-    fn record(&self, _report: &Report<Self::Evidence, Self::Kept>, _deployment: &mut Deployment) {}
+    /// Writes what was found into the record, for its readers. Returns the instances whose snapshot, or its window, is
+    /// new.
+    fn record(
+        &self,
+        _report: &Report<Self::Evidence, Self::Kept>,
+        _deployment: &mut Deployment,
+    ) -> Vec<InstanceName> {
+        Vec::new()
+    }
 }
 
 impl Caller {
@@ -109,13 +116,14 @@ impl Perform for Locate {
         single(locate(self, caller).await)
     }
 
-    fn record(&self, report: &Report<Located>, deployment: &mut Deployment) {
+    fn record(&self, report: &Report<Located>, deployment: &mut Deployment) -> Vec<InstanceName> {
         if let Report::Done(found) = report {
             deployment.commit = Some(found.release.commit.clone());
             if found.image_present {
                 deployment.image = Some(found.release.image.clone());
             }
         }
+        Vec::new()
     }
 }
 
@@ -157,10 +165,11 @@ impl Perform for Fetch {
         single(commit.map(|commit| commit.printable(&caller.shared.redactor)))
     }
 
-    fn record(&self, report: &Report<Commit>, deployment: &mut Deployment) {
+    fn record(&self, report: &Report<Commit>, deployment: &mut Deployment) -> Vec<InstanceName> {
         if let Report::Done(commit) = report {
             deployment.commit = Some(commit.clone());
         }
+        Vec::new()
     }
 }
 
@@ -169,10 +178,11 @@ impl Perform for Build {
         single(build(self, caller).await)
     }
 
-    fn record(&self, report: &Report<Image>, deployment: &mut Deployment) {
+    fn record(&self, report: &Report<Image>, deployment: &mut Deployment) -> Vec<InstanceName> {
         if let Report::Done(image) = report {
             deployment.image = Some(image.clone());
         }
+        Vec::new()
     }
 }
 
@@ -210,12 +220,17 @@ impl Perform for Snapshot {
         report(taken, failures, |taken| taken)
     }
 
-    fn record(&self, report: &Report<Self::Evidence, Self::Kept>, deployment: &mut Deployment) {
+    fn record(
+        &self,
+        report: &Report<Self::Evidence, Self::Kept>,
+        deployment: &mut Deployment,
+    ) -> Vec<InstanceName> {
         let (Report::Done(taken) | Report::Failed { kept: taken, .. }) = report;
         deployment.snapshots.extend(taken.clone());
         if self.is_without_window() {
             deployment.windows.extend(taken.keys().map(|name| (name.clone(), Window::Empty)));
         }
+        taken.keys().cloned().collect()
     }
 }
 
@@ -241,10 +256,14 @@ impl Perform for Stop {
         }
     }
 
-    fn record(&self, report: &Report<Stopped, BTreeSet<InstanceName>>, deployment: &mut Deployment) {
-        if let Report::Done(stopped) = report {
-            deployment.windows.extend(stopped.windows.clone());
-        }
+    fn record(
+        &self,
+        report: &Report<Stopped, BTreeSet<InstanceName>>,
+        deployment: &mut Deployment,
+    ) -> Vec<InstanceName> {
+        let Report::Done(stopped) = report else { return Vec::new() };
+        deployment.windows.extend(stopped.windows.clone());
+        stopped.windows.keys().cloned().collect()
     }
 }
 
@@ -509,15 +528,12 @@ impl Perform for Revive {
 }
 
 /// The snapshots of a map, for the store's own list.
-pub(super) fn snapshot_records(
-    deployment: &Deployment,
-    names: impl Iterator<Item = InstanceName>,
-) -> Vec<SnapshotRecord> {
+pub(super) fn snapshot_records(deployment: &Deployment, names: Vec<InstanceName>) -> Vec<SnapshotRecord> {
     let record = |name: InstanceName| {
         let snapshot = deployment.snapshots.get(&name)?.clone();
         let window = deployment.windows.get(&name).copied();
         let environment = deployment.environment.clone();
         Some(SnapshotRecord::new(environment, deployment.id, name, snapshot, window))
     };
-    names.filter_map(record).collect()
+    names.into_iter().filter_map(record).collect()
 }

@@ -22,7 +22,10 @@ use futures::{
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Engine, EngineError, Shared, drive::drive};
+use super::{
+    Engine, EngineError, Shared,
+    drive::{Left, drive},
+};
 use crate::{
     executor::Executor,
     id::{DeploymentId, Fence, WorkerId},
@@ -32,6 +35,12 @@ use crate::{
 
 /// Hints are followed this often at most.
 const HINT_INTERVAL: Duration = Duration::from_millis(20);
+
+/// How long a lane waits that the store cannot write: doubled each time.
+const STUCK_WAIT_MIN: Duration = Duration::from_secs(5);
+
+/// The longest such wait.
+const STUCK_WAIT_MAX: Duration = Duration::from_secs(5 * 60);
 
 impl Engine {
     /// Works until `shutdown` completes, then drains: deployments go on for [`Timing::drain`](super::Timing::drain),
@@ -91,6 +100,8 @@ pub(super) struct Crew {
     pub(super) lease: Lease,
     phase: watch::Sender<Phase>,
     lanes: Mutex<BTreeMap<EnvironmentName, Lane>>,
+    /// The lanes that the store could not write, and how long each waited last.
+    stuck: Mutex<BTreeMap<EnvironmentName, Duration>>,
     slots: Arc<Semaphore>,
     /// A slot or a lane may have become free.
     freed: Notify,
@@ -101,6 +112,8 @@ struct Lane {
     deployment: DeploymentId,
     fence: Fence,
     cancel: CancellationToken,
+    /// When the last commit was sent whose answer told whether a cancel is wanted.
+    heard: Duration,
 }
 
 /// A lane that a driver works on, noted in the crew for as long as this lives.
@@ -131,6 +144,7 @@ impl Crew {
             worker,
             phase: watch::Sender::new(Phase::Working),
             lanes: Mutex::default(),
+            stuck: Mutex::default(),
             slots: Arc::new(Semaphore::new(shared.workers)),
             freed: Notify::new(),
             drivers: TaskSet::new(shared.executor.clone()),
@@ -215,20 +229,33 @@ impl Crew {
         }
     }
 
-    /// Looks at once for cancels when something may have changed: the heartbeats would tell too, but later.
+    /// Looks soon for cancels when something may have changed: the heartbeats would tell too, but later. The answer of
+    /// a commit tells as well, so that most changes, this worker's own, need no look.
     async fn follow_hints(self: Arc<Self>) {
+        let mut hint = Box::pin(self.hint_of_cancel());
         loop {
-            select_biased! {
-                () = self.shared.nudge.notified().fuse() => {}
-                () = self.shared.store.changed().fuse() => {}
-            }
-            for deployment in self.deployments() {
+            hint.await;
+            // Made before the reads: what happens while they are under way is not missed.
+            hint = Box::pin(self.hint_of_cancel());
+            let since = self.shared.executor.now();
+            self.shared.executor.sleep(HINT_INTERVAL).await;
+            for deployment in self.unheard_since(since) {
                 let found = self.shared.in_time(self.shared.store.deployment(deployment)).await;
                 if found.ok().flatten().is_some_and(|found| found.kept_by_store.cancel.is_some()) {
                     self.tell_cancel(deployment);
                 }
             }
-            self.shared.executor.sleep(HINT_INTERVAL).await;
+        }
+    }
+
+    fn hint_of_cancel(&self) -> impl Future<Output = ()> {
+        let (here, elsewhere) = (self.shared.work.notified().fuse(), self.shared.store.changed().fuse());
+        async move {
+            pin_mut!(here, elsewhere);
+            select_biased! {
+                () = here => {}
+                () = elsewhere => {}
+            }
         }
     }
 
@@ -281,25 +308,51 @@ impl Crew {
         self.shared.in_time(self.shared.store.claim(&self.worker, &busy)).await
     }
 
-    fn start(self: &Arc<Self>, claim: Claim, slot: tokio::sync::OwnedSemaphorePermit) {
+    fn start(self: &Arc<Self>, mut claim: Claim, slot: tokio::sync::OwnedSemaphorePermit) {
         let crew = self.clone();
-        let adopted = self.adopt(&claim);
+        let environment = claim.environment.name().clone();
+        // The store cannot know that the step was begun: its claim is the last that it has written.
+        claim.lost_worker |= self.stuck().contains_key(&environment);
+        let mut adopted = self.adopt(&claim);
         self.drivers.spawn(async move {
-            let environment = claim.environment.name().clone();
-            let touched = drive(crew.clone(), claim, adopted).await;
+            let left = drive(crew.clone(), claim, &mut adopted).await;
             drop(slot);
+            if left == Left::Stuck {
+                crew.wait_stuck(&environment).await;
+            } else {
+                crew.stuck().remove(&environment);
+            }
+            drop(adopted);
             crew.freed.notify_one();
-            if touched && crew.lease.holds() {
+            if left == (Left::Lane { ended: true }) && crew.lease.holds() {
                 super::upkeep::clean_up(&crew.shared, &environment).await;
             }
         });
+    }
+
+    /// Keeps a lane that cannot be written from being claimed again for a while: longer each time.
+    async fn wait_stuck(&self, environment: &EnvironmentName) {
+        let wait = {
+            let mut stuck = self.stuck();
+            let wait = stuck.get(environment).map_or(STUCK_WAIT_MIN, |wait| (*wait * 2).min(STUCK_WAIT_MAX));
+            stuck.insert(environment.clone(), wait);
+            wait
+        };
+        tracing::error!(%environment, ?wait, "the store cannot write what comes next; trying again later");
+        let draining = self.reached(Phase::Draining).fuse();
+        pin_mut!(draining);
+        select_biased! {
+            () = draining => {}
+            () = self.shared.executor.sleep(wait).fuse() => {}
+        }
     }
 
     /// Notes that this process works on the claim's lane.
     pub(super) fn adopt(self: &Arc<Self>, claim: &Claim) -> Adopted {
         let (environment, fence) = (claim.environment.name().clone(), claim.fence);
         let cancel = CancellationToken::new();
-        let lane = Lane { deployment: claim.deployment.id, fence, cancel: cancel.clone() };
+        let heard = self.shared.executor.now();
+        let lane = Lane { deployment: claim.deployment.id, fence, cancel: cancel.clone(), heard };
         self.lanes().insert(environment.clone(), lane);
         Adopted { crew: self.clone(), environment, fence, cancel }
     }
@@ -311,8 +364,21 @@ impl Crew {
         }
     }
 
-    fn deployments(&self) -> Vec<DeploymentId> {
-        self.lanes().values().map(|lane| lane.deployment).collect()
+    /// Notes that a commit which was sent then has told whether a cancel is wanted.
+    pub(super) fn heard(&self, environment: &EnvironmentName, sent: Duration) {
+        if let Some(lane) = self.lanes().get_mut(environment) {
+            lane.heard = sent;
+        }
+    }
+
+    /// The deployments of which no commit has been sent since then.
+    fn unheard_since(&self, since: Duration) -> Vec<DeploymentId> {
+        let lanes = self.lanes();
+        lanes.values().filter(|lane| lane.heard <= since).map(|lane| lane.deployment).collect()
+    }
+
+    fn stuck(&self) -> MutexGuard<'_, BTreeMap<EnvironmentName, Duration>> {
+        self.stuck.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lanes(&self) -> MutexGuard<'_, BTreeMap<EnvironmentName, Lane>> {

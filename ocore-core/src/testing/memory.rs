@@ -27,7 +27,7 @@ mod queue;
 mod snapshots;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -49,7 +49,7 @@ use crate::{
     port::{
         Acknowledged, Beat, CancelAnswer, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
         EnvironmentStore, Filter, HistoryStore, LaneQueue, LogLimit, LogStore, Page, QueueStore, Saved,
-        SnapshotRecord, SnapshotStore, StoreResult, Worker,
+        SnapshotRecord, SnapshotStore, StoreError, StoreErrorKind, StoreResult, Worker,
     },
     request::NewDeployment,
 };
@@ -72,6 +72,8 @@ struct State {
     records: BTreeMap<DeploymentId, Record>,
     /// Every deployment, in the order of acceptance.
     accepted: Vec<DeploymentId>,
+    /// The environments whose commits fail.
+    broken: BTreeSet<EnvironmentName>,
 }
 
 /// A deployment and what belongs to it.
@@ -103,6 +105,16 @@ impl MemoryStore {
     pub fn new(executor: Arc<dyn Executor>) -> Self {
         let shared = Shared { executor, state: Mutex::default(), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// From now on the commits of the environment fail as if its rows were damaged, or no longer.
+    pub fn damage(&self, environment: &EnvironmentName, damaged: bool) {
+        let mut state = self.state();
+        if damaged {
+            state.broken.insert(environment.clone());
+        } else {
+            state.broken.remove(environment);
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -173,6 +185,12 @@ impl QueueStore for MemoryStore {
 
     async fn commit(&self, commit: &Commit) -> StoreResult<Committed> {
         let now = self.now();
+        if self.state().broken.contains(&commit.deployment.environment) {
+            return Err(StoreError::new(
+                StoreErrorKind::Broken,
+                "write a commit: the environment is damaged",
+            ));
+        }
         let committed = self.state().commit(commit, now);
         self.tell(committed)
     }

@@ -2,7 +2,9 @@ use std::time::Duration;
 
 use ocore_core::{
     engine::EngineError,
+    environment::{EnvironmentSpec, InstanceSpec},
     machine::{Serving, Status, Step},
+    request::DeployRequest,
     testing::fakes::Behaviour,
 };
 
@@ -74,4 +76,29 @@ async fn what_is_over_is_not_cancelled() {
     let refused = stage.engine.cancel(id, "bob").await.unwrap_err();
     assert!(refused.to_string().ends_with("is over: Running"), "{refused}");
     assert_eq!(stage.running().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_right_after_another_one_is_noticed_before_the_next_heartbeat() {
+    let mut stage = Stage::new().await;
+    let other = EnvironmentSpec::new("bakery", "https://git.example.org/shop.git")
+        .instance(InstanceSpec::new("web").port(8070));
+    stage.engine.save_environment(other).await.unwrap();
+    stage.work();
+    let first = stage.ask("first", Behaviour::good().takes(SLOW)).await;
+    let second = stage.engine.deploy(DeployRequest::manual("bakery")).await.unwrap().id;
+    stage.begun(first, Step::Build).await;
+    stage.begun(second, Step::Build).await;
+    // Everything of before is stored, and no heartbeat is due soon.
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    // Another process asks: nothing but the store tells this one.
+    let elsewhere = Stage::builder(&stage.world, &stage.store).build().unwrap();
+    let began = tokio::time::Instant::now();
+    elsewhere.cancel(first, "bob").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    elsewhere.cancel(second, "bob").await.unwrap();
+    for id in [first, second] {
+        assert_eq!(stage.end(id).await.status(), Status::Cancelled);
+    }
+    assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
 }

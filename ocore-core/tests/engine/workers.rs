@@ -4,16 +4,23 @@ use async_trait::async_trait;
 use chrono::TimeDelta;
 use ocore_core::{
     engine::{Engine, Timing},
+    environment::{EnvironmentSpec, InstanceSpec},
+    executor::TokioExecutor,
     id::EventSeq,
     machine::{Status, Step},
     port::{Builder, Checkout, Context, Error, Result},
     release::Image,
-    testing::{fakes::Behaviour, mocks::MockBuilder},
+    request::DeployRequest,
+    testing::{
+        fakes::Behaviour,
+        faults::{Faults, Odds},
+        mocks::MockBuilder,
+    },
 };
 
 use crate::{
     runtime::Refusing,
-    stage::{Stage, Wall, shop},
+    stage::{Stage, Wall, name, shop},
 };
 
 const SLOW: Duration = Duration::from_secs(300);
@@ -114,6 +121,69 @@ async fn a_snapshot_that_waited_for_the_next_worker_is_taken_again() {
             lines.iter().any(|(_, line)| line.text.contains("the snapshots are taken again")),
             "{lines:?}"
         );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_cannot_be_written_holds_up_no_other() {
+    let mut stage = Stage::with(shop(), |builder| builder.workers(1)).await;
+    let other = EnvironmentSpec::new("bakery", "https://git.example.org/shop.git")
+        .instance(InstanceSpec::new("web").port(8070));
+    stage.engine.save_environment(other).await.unwrap();
+    stage.work();
+    let stuck = stage.ask("first", Behaviour::good().updates().takes(Duration::from_secs(1))).await;
+    stage.begun(stuck, Step::Update).await;
+    stage.store.damage(&name(), true);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let other = stage.engine.deploy(DeployRequest::manual("bakery")).await.unwrap().id;
+    let ended = tokio::time::timeout(Duration::from_secs(15), stage.end(other)).await.unwrap();
+    assert_eq!(ended.status(), Status::Running);
+
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    stage.store.damage(&name(), false);
+    let mended = tokio::time::timeout(Duration::from_secs(400), stage.end(stuck)).await.unwrap();
+    assert_eq!(mended.status(), Status::Running);
+    assert_eq!(stage.world.broken_rules(), Vec::<String>::new());
+}
+
+/// Takes a second, and says something every ten milliseconds.
+struct Chatty;
+
+const LINES: usize = 100;
+
+#[async_trait]
+impl Builder for Chatty {
+    async fn build(&self, context: &Context, _: &Checkout) -> Result<Image> {
+        for line in 0..LINES {
+            context.log(line.to_string());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(Image::new("image"))
+    }
+    async fn locate(&self, _: &Context, _: &Image) -> Result<bool> {
+        Ok(true)
+    }
+    async fn remove(&self, _: &Context, _: &Image) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_line_is_lost_where_a_step_ends_while_lines_are_being_stored() {
+    let clock = Arc::new(TokioExecutor::new());
+    for seed in 0..20 {
+        let mut stage = Stage::with(shop(), |builder| builder).await;
+        let faults = Faults::new(clock.clone());
+        faults.draw(seed, Odds::NONE.latency(Duration::from_millis(150), 0));
+        let builder = Stage::builder(&stage.world, &stage.store).store(faults.wrap(stage.store.clone()));
+        stage.engine = builder.builder(Chatty).build().unwrap();
+        stage.work();
+        let id = stage.ask("first", Behaviour::good()).await;
+        stage.begun(id, Step::Snapshot).await;
+        let lines = stage.engine.logs(id, EventSeq::default()).await.unwrap();
+        let lines: Vec<usize> = lines.into_iter().filter_map(|(_, line)| line.text.parse().ok()).collect();
+        assert_eq!(lines, (0..LINES).collect::<Vec<_>>(), "seed {seed}");
+        stage.shut_down().await;
     }
 }
 

@@ -120,6 +120,11 @@ pub fn outcome(deployment: &Deployment) -> String {
             let _infallible = write!(text, "\n    | {}", line.trim_end());
         }
     }
+    for (name, window) in deployment.lost_writes() {
+        let window = seconds(window);
+        let _infallible =
+            write!(text, "\n  lost: what {name} wrote in the {window} between snapshot and stop");
+    }
     if let Some(by) = deployment.superseded_by() {
         let _infallible = write!(text, "\n  reason: superseded by {}", by.short());
     }

@@ -1,6 +1,10 @@
 //! One deployment: what was asked, what came of it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -43,6 +47,9 @@ pub struct Deployment {
     pub snapshots: BTreeMap<InstanceName, Snapshot>,
     /// For each snapshot taken before the stop, whether something was written after it.
     pub windows: BTreeMap<InstanceName, Window>,
+    /// The instances whose data was put back from those snapshots, on the way back or before another attempt.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub restored: BTreeSet<InstanceName>,
     /// The deployment that was live before and that this one replaced.
     pub replaced: Option<DeploymentId>,
     /// The queued pushes whose place it took.
@@ -98,6 +105,7 @@ impl Deployment {
             image: None,
             snapshots: BTreeMap::new(),
             windows: BTreeMap::new(),
+            restored: BTreeSet::new(),
             replaced: None,
             superseded: Vec::new(),
             state: State::Queued,
@@ -148,6 +156,16 @@ impl Deployment {
             Some(Outcome::Stranded { failure, .. }) => Some(failure),
             _ => None,
         }
+    }
+
+    /// The instances that have lost writes: something was written after the snapshot and before the stop, and the
+    /// snapshot was put back. With each the length of that window. A deployment that ended Running can have lost some
+    /// too, if a step had to be tried again.
+    pub fn lost_writes(&self) -> impl Iterator<Item = (&InstanceName, Duration)> {
+        self.restored.iter().filter_map(|name| match self.windows.get(name) {
+            Some(Window::Open(length)) => Some((name, *length)),
+            _ => None,
+        })
     }
 
     /// What serves after it; `None` while it goes on.

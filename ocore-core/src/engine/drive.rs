@@ -232,8 +232,15 @@ impl Driver {
     /// Writes what was found into the record, and into the store's list of snapshots.
     fn record<S: Perform>(&mut self, step: &S, report: &Report<S::Evidence, S::Kept>) {
         let deployment = &mut self.commit.deployment;
+        let restored = deployment.restored.clone();
         let changed = step.record(report, deployment);
         self.commit.snapshots.extend(snapshot_records(deployment, changed));
+        for (name, window) in deployment.lost_writes().filter(|(name, _)| !restored.contains(*name)) {
+            let seconds = window.as_secs_f64();
+            let text =
+                format!("what was written in the {seconds} s between the snapshot and the stop is lost");
+            self.sink.log(Some(name), Stream::Engine, &text);
+        }
     }
 
     /// One attempt at a step, until it reports or is stopped, or the store says that the lane is lost. What is logged

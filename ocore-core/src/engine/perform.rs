@@ -312,6 +312,20 @@ impl Perform for Restore {
         let (restored, failures) = caller.each(job, work.collect()).await;
         names(restored, failures)
     }
+
+    fn record(
+        &self,
+        report: &Report<(), BTreeSet<InstanceName>>,
+        deployment: &mut Deployment,
+    ) -> Vec<InstanceName> {
+        if self.puts_back() {
+            match report {
+                Report::Done(()) => deployment.restored.extend(self.data().keys().cloned()),
+                Report::Failed { kept, .. } => deployment.restored.extend(kept.iter().cloned()),
+            }
+        }
+        Vec::new()
+    }
 }
 
 impl Perform for Update {

@@ -207,6 +207,12 @@ impl Restore {
         self.cutover.data(&self.toward)
     }
 
+    /// Whether that is the data as it was before the deployment, and not what a rollback asked for.
+    #[must_use]
+    pub fn puts_back(&self) -> bool {
+        Arc::ptr_eq(&self.data(), &self.cutover.snapshots)
+    }
+
     /// Where it leads.
     #[must_use]
     pub const fn toward(&self) -> &Toward {

@@ -146,6 +146,32 @@ async fn a_lane_that_cannot_be_written_holds_up_no_other() {
     assert_eq!(stage.world.broken_rules(), Vec::<String>::new());
 }
 
+#[tokio::test(start_paused = true)]
+async fn writes_that_a_second_attempt_has_lost_are_in_the_record() {
+    let mut stage = Stage::with(shop(), |builder| builder).await;
+    let runtime = Refusing::new(stage.world.runtime());
+    stage.engine = Stage::builder(&stage.world, &stage.store).runtime(runtime.clone()).build().unwrap();
+    stage.work();
+    let first = stage.deploy("first", Behaviour::good().updates()).await;
+    assert_eq!(first.lost_writes().count(), 0);
+    runtime.hinder(&["stop", "update"]);
+    let id = stage.ask("second", Behaviour::good().updates()).await;
+    stage.begun(id, Step::Stop).await;
+    let written = stage.write();
+    runtime.hinder(&["update"]);
+    stage.begun(id, Step::Update).await;
+    runtime.hinder(&[]);
+    let running = stage.end(id).await;
+    assert_eq!(running.status(), Status::Running);
+    assert!(!stage.data().unwrap().writes.contains(&written));
+    let lost: Vec<_> = running.lost_writes().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(lost, ["web"]);
+    let lines = stage.engine.logs(id, EventSeq::default()).await.unwrap();
+    let told =
+        lines.iter().filter(|(_, line)| line.text.contains("between the snapshot and the stop is lost"));
+    assert_eq!(told.count(), 1, "{lines:?}");
+}
+
 /// Takes a second, and says something every ten milliseconds.
 struct Chatty;
 

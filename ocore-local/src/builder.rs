@@ -18,6 +18,7 @@ use crate::{
     blocking::{self, Cancel},
     durable::{self, At},
     procfile::{LENGTH_MAX, Procfile, RELEASE, WEB},
+    runtime::refuse_unstartable,
     tree::{
         self, Entry, Kind, Limit, Listing,
         copy::{self, digest_on_disk},
@@ -38,6 +39,9 @@ const PARTIAL: &str = ".partial";
 /// is one, is the Update step. A command is split into words like a shell does it, with `'…'`, `"…"` and `\`, and
 /// `$PORT`, `$DATA_DIR`, `$RELEASE_DIR` and the instance's variables are put in at the start; there is no shell.
 /// Nothing else is built: what the application needs is in the repository or on the machine.
+///
+/// What could not be started is not built, so that nothing is stopped for it: a command whose program is neither in the
+/// repository nor on the machine, and an instance whose port another program listens on.
 ///
 /// The tree is copied beside, synced, listed with a checksum per file, and renamed into place: a release is there
 /// complete or not at all. Its files are write-protected. Links are kept if they are relative and stay inside; others,
@@ -90,6 +94,8 @@ impl LocalBuilder {
 impl Builder for LocalBuilder {
     async fn build(&self, context: &Context, checkout: &Checkout) -> Result<Image> {
         let build = Build {
+            root: self.root.clone(),
+            call: durable::unique(),
             releases: self.releases(),
             name: format!("{}-{}", context.deployment(), context.fence()),
             limit: self.limit,
@@ -113,7 +119,8 @@ impl Builder for LocalBuilder {
         };
         blocking::run(context, move |cancel| {
             cancel.check()?;
-            durable::remove_renamed(&directory, &partial(&directory)).at("remove", &directory)
+            durable::remove_renamed(&directory, &partial(&directory, &durable::unique()))
+                .at("remove", &directory)
         })
         .await
     }
@@ -130,11 +137,14 @@ pub(crate) fn directory(root: &Path, image: &Image) -> Option<PathBuf> {
 }
 
 /// A name beside a release that only this call uses.
-fn partial(directory: &Path) -> PathBuf {
-    directory.with_extension(format!("{}{PARTIAL}", durable::unique()))
+fn partial(directory: &Path, call: &str) -> PathBuf {
+    directory.with_extension(format!("{call}{PARTIAL}"))
 }
 
 struct Build {
+    root: PathBuf,
+    /// Names this call.
+    call: String,
     releases: PathBuf,
     name: String,
     limit: Limit,
@@ -147,6 +157,8 @@ impl Build {
         cancel.check()?;
         durable::create_directories(&self.releases).at("make", &self.releases)?;
         let procfile = self.procfile()?;
+        let (web, release) = (procfile.web.as_str(), procfile.release.as_deref());
+        refuse_unstartable(&self.root, &self.context, &self.checkout.path, web, release)?;
         self.remove_leftovers()?;
         let directory = self.releases.join(&self.name);
         if !(directory.exists() && intact(&directory, cancel)?) {
@@ -188,28 +200,21 @@ impl Build {
     /// What earlier calls of this deployment left unfinished.
     fn remove_leftovers(&self) -> Result<()> {
         let deployment = format!("{}-", self.context.deployment());
-        let partial = partial(&self.releases.join(&self.name));
+        let renamed = partial(&self.releases.join(&self.name), &durable::unique());
         for found in fs::read_dir(&self.releases).at("list", &self.releases)? {
             let found = found.at("list", &self.releases)?;
             let name = found.file_name();
             let name = name.to_string_lossy();
-            let Some(rest) = name.strip_prefix(&deployment) else { continue };
-            if rest.ends_with(PARTIAL) && self.is_not_newer(rest) {
-                durable::remove_renamed(&found.path(), &partial).at("remove", &found.path())?;
+            let rest = name.strip_prefix(&deployment).and_then(|rest| rest.strip_suffix(PARTIAL));
+            if rest.is_some_and(|rest| durable::is_of_earlier_call(rest, self.context.fence(), &self.call)) {
+                durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
             }
         }
         Ok(())
     }
 
-    /// Whether a leftover (`FENCE.CALL.partial`) is not of a call with a higher fence, which would be the one that
-    /// counts.
-    fn is_not_newer(&self, leftover: &str) -> bool {
-        let fence = leftover.split_once('.').and_then(|(fence, _)| fence.parse().ok());
-        fence.is_none_or(|fence: u64| fence <= self.context.fence().get())
-    }
-
     fn make(&self, directory: &Path, procfile: &Procfile, cancel: &Cancel) -> Result<()> {
-        let partial = partial(directory);
+        let partial = partial(directory, &self.call);
         let made = self.fill(&partial, procfile, cancel).and_then(|()| {
             cancel.check()?;
             // A release of this very name that is not intact: damaged afterwards.

@@ -4,6 +4,7 @@ mod launch;
 mod log;
 mod network;
 mod occupants;
+mod preflight;
 mod record;
 mod update;
 
@@ -33,7 +34,7 @@ use self::{
     occupants::Place,
     record::{Kind, Name, Record, Records},
 };
-pub(crate) use self::{occupants::refuse_sharing, record::INSTANCES};
+pub(crate) use self::{occupants::refuse_sharing, preflight::refuse_unstartable, record::INSTANCES};
 use crate::process::Identity;
 
 /// How many of the last lines of a log are evidence.
@@ -164,7 +165,7 @@ impl LocalRuntime {
         if context.is_cancelled() {
             return Err(Error::cancelled());
         }
-        network::refuse_taken(instance, taken)?;
+        network::refuse_taken(instance, &[], taken)?;
         launch::prepare_data(instance)?;
         place.records.prune()?;
         // Nothing is awaited between the start and the record: a call that is dropped leaves none without the other.

@@ -185,7 +185,8 @@ impl Snapshotter for LocalSnapshotter {
         let directory = self.directory(snapshot)?;
         blocking::run(context, move |cancel| {
             cancel.check()?;
-            durable::remove_renamed(&directory, &partial(&directory)).at("remove", &directory)
+            durable::remove_renamed(&directory, &partial(&directory, &durable::unique()))
+                .at("remove", &directory)
         })
         .await
     }
@@ -194,9 +195,9 @@ impl Snapshotter for LocalSnapshotter {
 const PARTIAL: &str = ".partial";
 
 /// A name beside a snapshot that only this call uses.
-fn partial(directory: &Path) -> PathBuf {
+fn partial(directory: &Path, call: &str) -> PathBuf {
     let mut name = directory.as_os_str().to_owned();
-    name.push(format!(".{}{PARTIAL}", durable::unique()));
+    name.push(format!(".{call}{PARTIAL}"));
     PathBuf::from(name)
 }
 

@@ -107,7 +107,7 @@ async fn build_error(change: impl FnOnce(&Path)) -> Error {
 #[tokio::test]
 async fn what_cannot_be_a_release_says_why() {
     type Change = fn(&Path);
-    let cases: [(&str, Change); 7] = [
+    let cases: [(&str, Change); 10] = [
         ("Procfile at its top", |path| fs::remove_file(path.join("Procfile")).unwrap()),
         ("Procfile line 2: expected `NAME: COMMAND`", |path| {
             fs::write(path.join("Procfile"), "web: a\nnonsense\n").unwrap();
@@ -119,6 +119,13 @@ async fn what_cannot_be_a_release_says_why() {
         ("Procfile is not a file", |path| {
             fs::rename(path.join("Procfile"), path.join("other")).unwrap();
             symlink("other", path.join("Procfile")).unwrap();
+        }),
+        ("has no program ./none", |path| fs::write(path.join("Procfile"), "web: ./none\n").unwrap()),
+        ("there is no program \"no-such-program\"", |path| {
+            fs::write(path.join("Procfile"), "web: bin/server\nrelease: no-such-program\n").unwrap();
+        }),
+        ("the instance has no port", |path| {
+            fs::write(path.join("Procfile"), "web: bin/server $PORT\n").unwrap();
         }),
         ("is longer than", |path| fs::write(path.join("Procfile"), vec![b'#'; 70_000]).unwrap()),
         ("the link bin/link leaves the repository (it points to ../../x)", |path| {
@@ -133,6 +140,21 @@ async fn what_cannot_be_a_release_says_why() {
 }
 
 #[tokio::test]
+async fn nothing_is_built_for_a_port_that_another_program_has() {
+    let fixture = fixture();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let spec = EnvironmentSpec::new("test", "https://git.example.org/test.git");
+    let spec = spec.instance(InstanceSpec::new("web").port(port));
+    let caller = Caller::new(Arc::new(spec.try_into().unwrap()));
+    let error = fixture.build(&caller, &fixture.checkout()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    assert!(error.to_string().contains(&format!("port {port} is in use by process")), "{error}");
+    drop(taken);
+    fixture.build(&caller, &fixture.checkout()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_release_has_a_limit() {
     let fixture = fixture();
     let builder = fixture.builder.clone().size_max(1 << 20);
@@ -144,13 +166,13 @@ async fn a_release_has_a_limit() {
 #[tokio::test]
 async fn a_release_holds_the_files_and_says_what_to_run() {
     let (fixture, caller) = (fixture(), caller());
-    let checkout = fixture.new_checkout("web: bin/server $PORT\nrelease: bin/server\nworker: x\n");
+    let checkout = fixture.new_checkout("web: bin/server $RELEASE_DIR\nrelease: bin/server\nworker: x\n");
     symlink("server", checkout.path.join("bin/link")).unwrap();
     fs::create_dir(checkout.path.join("empty")).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(checkout.path.join("socket")).unwrap();
     let image = fixture.build(&caller, &checkout).await.unwrap();
     assert!(image.has_update);
-    assert_eq!(image.settings["web"], "bin/server $PORT");
+    assert_eq!(image.settings["web"], "bin/server $RELEASE_DIR");
     assert_eq!(image.settings["release"], "bin/server");
     let tree = fixture.tree(&image);
     assert_eq!(fs::read(tree.join("large")).unwrap().len(), 3 << 20);

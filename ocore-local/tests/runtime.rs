@@ -86,11 +86,11 @@ fn caller() -> Caller {
     Caller::new(environment(spec()))
 }
 
-/// A release with this `Procfile` and this script as `bin/run`.
+/// A release with this script as `bin/run`, and with the lines of this `Procfile`, also where the builder refuses them.
 async fn release_of(root: &Path, procfile: &str, script: &str) -> Release {
     let checkout = tempfile::tempdir().unwrap();
     fs::create_dir(checkout.path().join("bin")).unwrap();
-    fs::write(checkout.path().join("Procfile"), procfile).unwrap();
+    fs::write(checkout.path().join("Procfile"), "web: bin/run\n").unwrap();
     let program = checkout.path().join("bin/run");
     fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
@@ -98,6 +98,9 @@ async fn release_of(root: &Path, procfile: &str, script: &str) -> Release {
     let caller = caller();
     let checkout = Checkout::new(checkout.path().to_owned(), commit.clone());
     let image = LocalBuilder::new(root).build(&caller.call(1, 1), &checkout).await.unwrap();
+    let lines = procfile.lines().filter_map(|line| line.split_once(": "));
+    let image = lines.fold(image, |image, (kind, command)| image.with_setting(kind, command));
+    let image = image.with_update(procfile.contains("release: "));
     Release::new(DeploymentId::from_u128(1), commit, image)
 }
 

@@ -1,10 +1,15 @@
 //! Bad input gets an error that says what is wrong and what to do, and the live instance keeps serving.
 
-use std::{fs, net::TcpListener};
+use std::{
+    fs::{self, Permissions},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
+};
 
 use ocore_examples::sample_app::Manifest;
 
-use crate::program::{Site, processes};
+use crate::program::{Ran, Site, processes, program};
 
 /// A site whose version 1 serves.
 fn serving() -> Site {
@@ -40,16 +45,19 @@ fn repositories() {
 #[test]
 fn procfiles() {
     let site = serving();
-    for (text, part) in
-        [("release: true\n", "no `web:`"), ("web true\n", "line 1"), ("web: ./nowhere\n", "nowhere")]
-    {
+    for (text, part) in [
+        ("release: true\n", "no `web:`"),
+        ("web true\n", "line 1"),
+        ("web: ./nowhere\n", "the release has no program ./nowhere"),
+    ] {
         fs::write(site.path("repository/Procfile"), text).unwrap();
         site.repository.commit_all("A bad Procfile").unwrap();
         check(&site, &["--ref", "main"], 1, part);
     }
     fs::remove_file(site.path("repository/Procfile")).unwrap();
     site.repository.commit_all("No Procfile").unwrap();
-    check(&site, &["--ref", "main"], 1, "Procfile");
+    check(&site, &["--ref", "main"], 1, "the repository has no Procfile at its top");
+    assert_eq!(site.statuses(), ["Running", "Failed", "Failed", "Failed", "Failed"]);
 }
 
 #[test]
@@ -91,11 +99,31 @@ fn ports_and_directories_that_somebody_else_has() {
         "environment production uses",
     );
     let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let taken = taken.local_addr().map(|address| (taken, address.port().to_string())).unwrap();
-    check(&site, &["--port", &taken.1], 1, &taken.1);
+    let port_taken = taken.local_addr().unwrap().port().to_string();
+    check(&site, &["--port", &port_taken], 1, &format!("port {port_taken} is in use by process"));
     fs::write(site.path("file"), "").unwrap();
-    check(&site, &["--port", &port, "--data-directory", "file"], 1, "file");
-    check(&site, &["--data-directory", "missing/data"], 1, "find the directory above the data directory");
+    let missing = "find the directory above the data directory";
+    check(&site, &["--port", &port, "--data-directory", "file"], 1, "file is not a directory");
+    check(&site, &["--data-directory", "missing/data"], 1, missing);
+    // Nothing was stopped for any of them.
+    assert_eq!(site.statuses(), ["Running", "Failed", "Failed", "Failed"]);
+}
+
+#[test]
+fn a_data_directory_that_is_not_writable() {
+    let site = serving();
+    let data = site.path(".ocore/data/production");
+    fs::set_permissions(&data, Permissions::from_mode(0o555)).unwrap();
+    // Root may write anywhere: in a namespace of its own the same user has no such right.
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-user=1000", "--map-group=1000"]).arg(program("deploy")).arg("--ref=main");
+    command.current_dir(site.path(""));
+    let ran = Ran::from(command.output().unwrap());
+    ran.expect(1, "the worker's user is not allowed to: change its owner or mode");
+    assert_eq!(site.version(), "1");
+    assert_eq!(site.statuses(), ["Running", "Failed"]);
+    fs::set_permissions(&data, Permissions::from_mode(0o755)).unwrap();
+    site.run(&["--ref", "main"]).expect(0, "Running after");
 }
 
 #[test]

@@ -55,18 +55,13 @@ impl Launch {
         let line = release.image.settings.get(kind).ok_or_else(|| {
             Error::permanent(format!("the release says no command for `{kind}`: was another builder used?"))
         })?;
-        let variables = variables(context, instance, &release_directory)?;
-        let command = procfile::Command::parse(line).permanent(format!("read the command for `{kind}`"))?;
-        let words = command
-            .expand(|name| value(name, instance, &variables, secrets))
-            .permanent(format!("read the command for `{kind}`: {line}"))?;
-        let (first, arguments) = words.split_first().ok_or_else(|| Error::permanent("an empty command"))?;
-        let program = find(first, &release_directory, &variables)?;
+        let Resolved { program, words, variables } =
+            Resolved::new(context, instance, &release_directory, kind, line, secrets)?;
         let text = format!("{}\0{words:?}\0{variables:?}", release.image.reference);
         let digest = blake3::hash(text.as_bytes()).to_hex().to_string();
         Ok(Self {
             program,
-            arguments: arguments.to_vec(),
+            arguments: words.into_iter().skip(1).collect(),
             variables,
             secrets: secrets.clone(),
             directory: release_directory,
@@ -94,6 +89,34 @@ impl Launch {
 
     pub(super) fn started<T>(&self, started: io::Result<T>) -> Result<T> {
         classify(&self.program, started)
+    }
+}
+
+/// A line of the `Procfile`, as it is started in an instance.
+pub(super) struct Resolved {
+    program: PathBuf,
+    words: Vec<String>,
+    variables: BTreeMap<String, String>,
+}
+
+impl Resolved {
+    /// Puts the values in and finds the program; `tree` is the release's, or the checkout that it is made of.
+    pub(super) fn new(
+        context: &Context,
+        instance: &Instance,
+        tree: &Path,
+        kind: &str,
+        line: &str,
+        secrets: &BTreeMap<String, Secret>,
+    ) -> Result<Self> {
+        let variables = variables(context, instance, tree)?;
+        let command = procfile::Command::parse(line).permanent(format!("read the command for `{kind}`"))?;
+        let words = command
+            .expand(|name| value(name, instance, &variables, secrets))
+            .permanent(format!("read the command for `{kind}`: {line}"))?;
+        let first = words.first().ok_or_else(|| Error::permanent("an empty command"))?;
+        let program = find(first, tree, &variables)?;
+        Ok(Self { program, words, variables })
     }
 }
 

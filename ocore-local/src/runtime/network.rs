@@ -10,11 +10,16 @@ use ocore_core::{
     port::{Classify, Error, Result},
 };
 
+use super::record::Name;
 use crate::process::Process;
 
-/// Refuses a start on a port that another program listens on, and names it where it can be seen. `refusal` says whether
-/// that may pass.
-pub(super) fn refuse_taken(instance: &Instance, refusal: fn(String) -> Error) -> Result<()> {
+/// Refuses a port that another program listens on, and names it where it can be seen. `own` are the processes that may
+/// have it; `refusal` says whether it may pass.
+pub(super) fn refuse_taken(
+    instance: &Instance,
+    own: &[(Name, Process)],
+    refusal: fn(String) -> Error,
+) -> Result<()> {
     let Some(port) = instance.port else { return Ok(()) };
     let host = instance.host.parse().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let error = match try_bind(host, port) {
@@ -30,7 +35,13 @@ pub(super) fn refuse_taken(instance: &Instance, refusal: fn(String) -> Error) ->
         // Nobody listens: a connection of some program has the port for the moment.
         return Err(error).transient(format!("port {port} is in use"));
     };
-    let holder = holder(&socket).map_or_else(
+    let holder = holder(&socket);
+    // Whose files may not be looked at may be one of our own.
+    let unknown = holder.is_none() && !own.is_empty();
+    if unknown || own.iter().any(|(_, process)| holds(process, &socket)) {
+        return Ok(());
+    }
+    let holder = holder.map_or_else(
         || "another program".to_owned(),
         |process| format!("process {} ({})", process.pid, process.name),
     );
@@ -62,14 +73,14 @@ fn listening_socket(port: u16) -> Option<String> {
 }
 
 fn holder(socket: &str) -> Option<Process> {
+    Process::all().ok()?.into_iter().find(|process| holds(process, socket))
+}
+
+fn holds(process: &Process, socket: &str) -> bool {
     let link = format!("socket:[{socket}]");
-    Process::all().ok()?.into_iter().find(|process| {
-        let descriptors = fs::read_dir(format!("/proc/{}/fd", process.pid));
-        descriptors.is_ok_and(|mut descriptors| {
-            descriptors.any(|descriptor| {
-                let target = descriptor.and_then(|descriptor| fs::read_link(descriptor.path()));
-                target.is_ok_and(|target| target.as_os_str() == link.as_str())
-            })
-        })
+    let descriptors = fs::read_dir(format!("/proc/{}/fd", process.pid));
+    descriptors.into_iter().flatten().any(|descriptor| {
+        let target = descriptor.and_then(|descriptor| fs::read_link(descriptor.path()));
+        target.is_ok_and(|target| target.as_os_str() == link.as_str())
     })
 }

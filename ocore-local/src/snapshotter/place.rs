@@ -67,7 +67,10 @@ impl Place {
             let what = format!("the data directory {data} is a mount point: use a directory inside of it");
             return Err(Error::permanent(what));
         }
-        Ok(())
+        // The application runs as the same user as this.
+        rustix::fs::access(&self.data, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(io::Error::from)
+            .at("read and write the data directory", &self.data)
     }
 
     /// What ocore keeps must not be a part of the data, nor the other way round.

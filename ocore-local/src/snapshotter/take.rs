@@ -40,6 +40,8 @@ pub(super) struct Take {
     context: Context,
     instance: InstanceName,
     place: Option<Place>,
+    /// Names this call.
+    call: String,
 }
 
 impl Take {
@@ -49,14 +51,14 @@ impl Take {
         instance: &Instance,
         place: Option<Place>,
     ) -> Self {
-        Self { snapshots, context, instance: instance.name.clone(), place }
+        Self { snapshots, context, instance: instance.name.clone(), place, call: durable::unique() }
     }
 
     pub(super) fn run(&self, cancel: &Cancel) -> Result<Snapshot> {
         cancel.check()?;
         self.prepare()?;
         let directory = self.free_name();
-        let partial = partial(&directory);
+        let partial = partial(&directory, &self.call);
         let taken = self.fill(&partial, cancel).and_then(|(taken_at, size_bytes)| {
             cancel.check()?;
             let fence = self.context.fence();
@@ -90,13 +92,13 @@ impl Take {
             .mode(0o700)
             .create(&self.snapshots)
             .at("make", &self.snapshots)?;
-        let renamed = partial(&self.snapshots.join(format!("{}{}", self.stem(), self.context.fence())));
+        let own = self.snapshots.join(format!("{}{}", self.stem(), self.context.fence()));
+        let renamed = partial(&own, &durable::unique());
         for found in fs::read_dir(&self.snapshots).at("list", &self.snapshots)? {
             let found = found.at("list", &self.snapshots)?;
             let name = found.file_name().to_string_lossy().into_owned();
-            let fence = name.strip_prefix(&self.stem()).and_then(|rest| rest.strip_suffix(PARTIAL));
-            let fence = fence.and_then(|rest| rest.split('.').next()?.parse().ok());
-            if fence.is_some_and(|fence: u64| fence <= self.context.fence().get()) {
+            let rest = name.strip_prefix(&self.stem()).and_then(|rest| rest.strip_suffix(PARTIAL));
+            if rest.is_some_and(|rest| durable::is_of_earlier_call(rest, self.context.fence(), &self.call)) {
                 durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
             }
         }

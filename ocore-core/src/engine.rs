@@ -76,6 +76,7 @@ pub(crate) struct Shared {
     /// Something happened in this process that may have given its workers something to claim, or to cancel.
     work: Notify,
     cleaned: upkeep::Cleaned,
+    clock: upkeep::Clock,
 }
 
 impl Shared {

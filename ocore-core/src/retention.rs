@@ -18,7 +18,9 @@ use crate::{
 pub struct Retention {
     /// The snapshots of this many newest deployments are kept. 10 by default.
     pub snapshots_last: usize,
-    /// Snapshots younger than this are kept. 14 days by default.
+    /// Snapshots younger than this are kept. 14 days by default. A wall clock that is set forward while a process runs
+    /// makes none older for it, and one that is set back makes none older than those before it; a clock that is
+    /// wrong when a process begins is believed.
     pub snapshots_age: Duration,
     /// The images of this many newest deployments that ended Running are kept. 10 by default.
     pub images_last: usize,
@@ -49,13 +51,16 @@ impl Retention {
             }
         }
         newest.truncate(self.snapshots_last);
-        let wanted = |record: &&SnapshotRecord| {
-            newest.contains(&record.deployment)
+        // No snapshot is older than one that was taken before it: its clock may have been set back.
+        let mut taken_at = DateTime::<Utc>::MIN_UTC;
+        let unwanted = |record: &&SnapshotRecord| {
+            taken_at = taken_at.max(record.snapshot.taken_at);
+            let wanted = newest.contains(&record.deployment)
                 || live == Some(record.deployment)
                 || needed.contains(&record.deployment)
-                || between(record.snapshot.taken_at, now) < self.snapshots_age
+                || between(taken_at, now) < self.snapshots_age;
+            record.state == SnapshotState::Retired || !wanted
         };
-        let unwanted = |record: &&SnapshotRecord| record.state == SnapshotState::Retired || !wanted(record);
         snapshots.iter().filter(unwanted).map(|record| record.snapshot.reference.clone()).collect()
     }
 }
@@ -105,6 +110,22 @@ mod tests {
         check(7, 9, 10, &[], &[1]);
         check(7, 0, 2, &[3], &[1]);
         check(0, 0, 10, &[], &[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_makes_nothing_old() {
+        let mut snapshots = snapshots();
+        for record in &mut snapshots[16..] {
+            record.snapshot.taken_at -= chrono::Duration::days(365);
+        }
+        let retention = Retention {
+            snapshots_last: 0,
+            snapshots_age: Duration::from_secs(5 * 24 * 3600),
+            images_last: 1,
+        };
+        let unwanted = retention.unwanted(&snapshots, None, &BTreeSet::new(), NOW);
+        assert!(unwanted.iter().all(|reference| !reference.starts_with(['8', '9'])), "{unwanted:?}");
+        assert_eq!(unwanted.len(), 10, "{unwanted:?}");
     }
 
     #[test]

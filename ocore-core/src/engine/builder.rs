@@ -2,7 +2,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Notify;
 
-use super::{Engine, Shared, upkeep::Cleaned};
+use super::{
+    Engine, Shared,
+    upkeep::{Cleaned, Clock},
+};
 use crate::{
     executor::{Executor, TokioExecutor},
     name::PoolName,
@@ -155,6 +158,7 @@ impl EngineBuilder {
             return Err(Incomplete { reasons });
         };
         let executor = self.executor.unwrap_or_else(|| Arc::new(TokioExecutor::new()));
+        let clock = Clock::new(executor.clone());
         let Self { redactor, pools, workers, timing, log_limit, .. } = self;
         let shared = Shared {
             store,
@@ -172,6 +176,7 @@ impl EngineBuilder {
             nudge: Notify::new(),
             work: Notify::new(),
             cleaned: Cleaned::default(),
+            clock,
         };
         Ok(Engine { shared: Arc::new(shared) })
     }

@@ -5,11 +5,15 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
+
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Shared, call::Caller};
 use crate::{
     deployment::Deployment,
+    executor::Executor,
     id::{DeploymentId, Seq},
     machine::{Job, Status},
     name::EnvironmentName,
@@ -32,6 +36,28 @@ pub(super) async fn clean_up(shared: &Arc<Shared>, name: &EnvironmentName) {
     let results = [upkeep.snapshots().await, upkeep.images().await];
     for failure in results.into_iter().filter_map(Result::err) {
         tracing::warn!(environment = %name, %failure, "clean-up is not complete; the next one goes on with it");
+    }
+}
+
+/// The wall clock, as far as it can be believed.
+pub(super) struct Clock {
+    executor: Arc<dyn Executor>,
+    began: (Duration, DateTime<Utc>),
+}
+
+impl Clock {
+    pub(super) fn new(executor: Arc<dyn Executor>) -> Self {
+        let began = (executor.now(), executor.utc());
+        Self { executor, began }
+    }
+
+    /// The time that it is at most: no more has passed since this process began than its monotonic clock says. A wall
+    /// clock that is set forward makes nothing old, so that nothing is removed; one that is set back makes
+    /// everything young.
+    pub(super) fn at_most(&self) -> DateTime<Utc> {
+        let (now, utc) = self.began;
+        let passed = TimeDelta::from_std(self.executor.now().saturating_sub(now)).unwrap_or(TimeDelta::MAX);
+        self.executor.utc().min(utc.checked_add_signed(passed).unwrap_or(DateTime::<Utc>::MAX_UTC))
     }
 }
 
@@ -76,18 +102,21 @@ impl Upkeep {
         let policy = self.record.environment.policy();
         let live = self.record.live.as_ref().map(|live| live.deployment);
         let needed: BTreeSet<_> = self.record.active.into_iter().chain(self.record.attention).collect();
-        let unwanted = policy.retention.unwanted(&snapshots, live, &needed, self.shared.executor.utc());
+        let unwanted = policy.retention.unwanted(&snapshots, live, &needed, self.shared.clock.at_most());
         if unwanted.is_empty() {
             return Ok(());
         }
         // The store has the last word: it knows of a rollback that was asked for meanwhile.
         let retired = self.read(store.retire_snapshots(name, &unwanted)).await?;
-        let mut removed = Vec::new();
+        let (mut removed, mut outcome) = (Vec::new(), Ok(()));
         for snapshot in snapshots.iter().filter(|it| retired.contains(&it.snapshot.reference)) {
-            self.remove_snapshot(snapshot).await?;
-            removed.push(snapshot.snapshot.reference.clone());
+            match self.remove_snapshot(snapshot).await {
+                Ok(()) => removed.push(snapshot.snapshot.reference.clone()),
+                // One that cannot be removed keeps no other from being removed.
+                failed => outcome = outcome.and(failed),
+            }
         }
-        self.read(store.forget_snapshots(name, &removed)).await
+        self.read(store.forget_snapshots(name, &removed)).await.and(outcome)
     }
 
     async fn remove_snapshot(&self, record: &SnapshotRecord) -> Result<(), String> {
@@ -104,18 +133,40 @@ impl Upkeep {
         let cleaned = self.shared.cleaned.to(name);
         let deployments = self.newest(kept_last, cleaned).await?;
         let needed = needed_images(&self.record, &deployments, kept_last);
-        let deadline = self.record.environment.policy().deadlines.start;
-        for (id, image) in unwanted_images(&deployments, &needed, cleaned) {
-            let (caller, job) = self.caller(id);
-            let context = caller.context(&job);
-            let remove = self.shared.builder.remove(&context, image);
-            caller.answer(&context, deadline, remove).await.map_err(|failure| failure.to_string())?;
+        let (mut left, mut outcome) = (Vec::new(), Ok(()));
+        for (deployment, image) in unwanted_images(&deployments, &needed, cleaned) {
+            if self.is_rolled_back().await? {
+                // It may be about to start from one of these. The clean-up after it goes on.
+                return outcome;
+            }
+            if let Err(failure) = self.remove_image(deployment.id, image).await {
+                left.push(deployment.kept_by_store.seq);
+                outcome = outcome.and(Err(failure));
+            }
         }
         let oldest = deployments.iter().filter(|it| it.outcome().is_none() || has_one_of(it, &needed));
-        if let Some(oldest) = oldest.map(|it| it.kept_by_store.seq).min() {
+        if let Some(oldest) = oldest.map(|it| it.kept_by_store.seq).chain(left).min() {
             self.shared.cleaned.set(name, oldest);
         }
-        Ok(())
+        outcome
+    }
+
+    async fn remove_image(&self, id: DeploymentId, image: &Image) -> Result<(), String> {
+        let (caller, job) = self.caller(id);
+        let context = caller.context(&job);
+        let deadline = self.record.environment.policy().deadlines.start;
+        let remove = self.shared.builder.remove(&context, image);
+        caller.answer(&context, deadline, remove).await.map_err(|failure| failure.to_string())
+    }
+
+    /// Whether a rollback is under way now: it may have found an image present that was unwanted when the list was
+    /// read. Looked at before each removal; between the two there is still a moment, which costs the rollback
+    /// its attempt and no more.
+    async fn is_rolled_back(&self) -> Result<bool, String> {
+        let lane = self.read(self.shared.store.lane(self.record.environment.name())).await?;
+        let Some(active) = lane.and_then(|lane| lane.active) else { return Ok(false) };
+        let active = self.read(self.shared.store.deployment(active)).await?;
+        Ok(active.is_some_and(|active| active.rolls_back_to().is_some()))
     }
 
     /// The newest deployments, newest first: all from `cleaned` on, if that is known, within the limit.
@@ -159,10 +210,10 @@ fn unwanted_images<'a>(
     deployments: &'a [Deployment],
     needed: &BTreeSet<&str>,
     cleaned: Seq,
-) -> Vec<(DeploymentId, &'a Image)> {
+) -> Vec<(&'a Deployment, &'a Image)> {
     let over = deployments.iter().filter(|it| it.outcome().is_some() && it.kept_by_store.seq >= cleaned);
     let unwanted = over.filter(|it| !has_one_of(it, needed));
-    let images = unwanted.filter_map(|it| it.image.as_ref().map(|image| (it.id, image)));
+    let images = unwanted.filter_map(|it| it.image.as_ref().map(|image| (it, image)));
     let by_reference: BTreeMap<_, _> = images.map(|it| (it.1.reference.as_str(), it)).collect();
     by_reference.into_values().collect()
 }

@@ -7,5 +7,6 @@ mod recovery;
 mod rollback;
 mod runtime;
 mod stage;
+mod upkeep;
 mod words;
 mod workers;

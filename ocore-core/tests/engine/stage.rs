@@ -99,6 +99,14 @@ impl Stage {
         Self { world, store, engine, worker: None }
     }
 
+    /// On this clock, without a worker so far.
+    pub(crate) async fn on(executor: Arc<dyn Executor>, spec: EnvironmentSpec) -> Self {
+        let (world, store) = (World::on(executor.clone()), MemoryStore::new(executor.clone()));
+        let engine = Self::builder(&world, &store).executor(executor).build().unwrap();
+        engine.save_environment(spec).await.unwrap();
+        Self { world, store, engine, worker: None }
+    }
+
     pub(crate) fn builder(world: &World, store: &MemoryStore) -> EngineBuilder {
         Engine::builder()
             .store(store.clone())

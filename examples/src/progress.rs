@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal as _, Write as _},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
@@ -16,6 +16,9 @@ use ocore_core::{
 };
 
 use crate::{Result, history};
+
+/// How often progress is written into a pipe.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 
 /// Which log lines are shown beside the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,8 @@ struct Screen {
     bar: ProgressBar,
     on_terminal: bool,
     step: Option<(Step, DateTime<Utc>)>,
+    /// When progress was written into the pipe last.
+    told: Instant,
 }
 
 impl Screen {
@@ -74,7 +79,7 @@ impl Screen {
         let on_terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
         let bar = if on_terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self { lines, bar, on_terminal, step: None }
+        Self { lines, bar, on_terminal, step: None, told: Instant::now() }
     }
 
     fn show(&mut self, event: &Event) {
@@ -104,6 +109,10 @@ impl Screen {
         let (mark, word) = if step == Step::Withdraw { ("✗", "broken off") } else { ("✓", "done") };
         self.leave(at, mark, word);
         self.step = Some((step, at));
+        self.told = Instant::now();
+        if !self.on_terminal {
+            return say(format!("  {step:<9} …"));
+        }
         self.bar.set_style(ProgressStyle::default_spinner());
         self.bar.set_message(step.to_string());
     }
@@ -119,7 +128,14 @@ impl Screen {
         }
     }
 
-    fn advance(&self, progress: &Progress) {
+    fn advance(&mut self, progress: &Progress) {
+        if !self.on_terminal {
+            if self.told.elapsed() > TELL_EVERY {
+                self.told = Instant::now();
+                say(format!("    {progress}"));
+            }
+            return;
+        }
         let Some(total) = progress.total else {
             let step = self.step.map(|(step, _)| step.to_string()).unwrap_or_default();
             return self.bar.set_message(format!("{step}: {progress}"));

@@ -69,7 +69,7 @@ pub(crate) enum Command {
     Logs {
         /// The deployment's id, or the end of it
         id: String,
-        /// Go on until the deployment is over
+        /// Go on until the deployment is over; it is gone on with if nobody else does
         #[arg(long)]
         follow: bool,
     },

@@ -3,9 +3,11 @@ use std::{env, path::Path, time::Duration};
 use ocore_core::{
     deployment::Deployment,
     engine::{EngineError, Resolution, RollbackRequest},
-    environment::{EnvironmentSpec, InstanceSpec},
-    event::EventKind,
-    id::EventSeq,
+    environment::{Environment, EnvironmentSpec, InstanceSpec},
+    event::{EventKind, LogLine},
+    id::{DeploymentId, EventSeq},
+    machine::Status,
+    name::EnvironmentName,
     port::EnvironmentRecord,
     request::{DeployRequest, Revision},
 };
@@ -24,35 +26,41 @@ const HEALTH_SECONDS: u64 = 60;
 type Done = Result<Ended<Option<Deployment>>>;
 
 pub(crate) async fn deploy(home: &Home, asked: &Deploy) -> Done {
-    let record = existing(home).await?;
-    let environment = home.engine.save_environment(specify(home, asked, record.as_ref())?).await?;
-    let reference = asked.reference.as_deref();
-    let revision = reference.map(|text| revision(environment.repository(), text)).transpose()?;
-    if let Some(revision) = &revision {
-        revision.check()?;
-    }
-    until_done(&home.engine, async {
+    work(home, async {
         finish_what_was_left(home).await?;
-        let mut request = DeployRequest::manual(home.name()).actor(user());
-        if let Some(revision) = revision {
-            request = request.revision(revision);
-        }
-        let accepted = home.engine.deploy(request).await?;
-        say(format!("deployment {} of {}", accepted.id.short(), environment.repository()));
-        let deployment = follow(&home.engine, accepted.id, Lines::Programs).await?;
-        if let Some(port) = environment.instances().first().and_then(|instance| instance.port)
-            && deployment.live().is_some()
+        let record = existing(home).await?;
+        let environment = home.engine.save_environment(specify(home, asked, record.as_ref())?).await?;
+        let deployed = deploy_to(home, asked, &environment).await;
+        if let Some(record) = &record
+            && !deployed.as_ref().is_ok_and(|it| it.status() == Status::Running)
         {
-            say(format!("  http://127.0.0.1:{port}{}", environment.policy().health.path));
+            // Later calls, and rollbacks, go by what has worked.
+            home.engine.save_environment(specify(home, &Deploy::default(), Some(record))?).await?;
         }
-        Ok(Some(deployment))
+        deployed.map(Some)
     })
     .await
 }
 
+async fn deploy_to(home: &Home, asked: &Deploy, environment: &Environment) -> Result<Deployment> {
+    let mut request = DeployRequest::manual(home.name()).actor(user());
+    if let Some(text) = &asked.reference {
+        request = request.revision(revision(environment.repository(), text)?);
+    }
+    let accepted = home.engine.deploy(request).await?;
+    say(format!("deployment {} of {}", accepted.id.short(), environment.repository()));
+    let deployment = follow(&home.engine, accepted.id, Lines::Programs).await?;
+    if let Some(port) = environment.instances().first().and_then(|instance| instance.port)
+        && deployment.live().is_some()
+    {
+        say(format!("  http://127.0.0.1:{port}{}", environment.policy().health.path));
+    }
+    Ok(deployment)
+}
+
 pub(crate) async fn roll_back(home: &Home, id: &str, code_only: bool) -> Done {
     let id = shown::find(&home.engine, home.name(), id).await?;
-    until_done(&home.engine, async {
+    work(home, async {
         finish_what_was_left(home).await?;
         let mut request = RollbackRequest::to(id).actor(user());
         if code_only {
@@ -75,7 +83,7 @@ pub(crate) async fn roll_back(home: &Home, id: &str, code_only: bool) -> Done {
 pub(crate) async fn cancel(home: &Home, id: &str) -> Result<u8> {
     let id = shown::find(&home.engine, home.name(), id).await?;
     home.engine.cancel(id, user()).await?;
-    let ended = until_done(&home.engine, follow(&home.engine, id, Lines::None)).await?;
+    let ended = work(home, follow(&home.engine, id, Lines::None)).await?;
     Ok(match ended {
         Ended::Done(deployment) if deployment.live().is_some() => crate::FAILED,
         Ended::Done(_) => 0,
@@ -89,7 +97,7 @@ pub(crate) async fn resolve(home: &Home, acknowledge: bool) -> Done {
         say("noted: the environment goes on as it is");
         return Ok(Ended::Done(None));
     };
-    let recovery = until_done(&home.engine, follow(&home.engine, accepted.id, Lines::Programs)).await?;
+    let recovery = work(home, follow(&home.engine, accepted.id, Lines::Programs)).await?;
     Ok(match recovery {
         // A recovery never ends Running: it has done its work when nothing needs attention any more.
         Ended::Done(_) if home.engine.environment(home.name()).await?.attention.is_none() => {
@@ -137,21 +145,24 @@ pub(crate) async fn status(home: &Home) -> Result<()> {
     Ok(())
 }
 
-pub(crate) async fn logs(home: &Home, id: &str, follow: bool) -> Result<()> {
+/// With `follow` it works as well: a deployment that nobody goes on with would never end.
+pub(crate) async fn logs(home: &Home, id: &str, follow: bool) -> Result<u8> {
     let id = shown::find(&home.engine, home.name(), id).await?;
-    if follow {
+    let show = |line: &LogLine| say(format!("{:<9} {}", line.step, line.text));
+    if !follow {
+        home.engine.logs(id, EventSeq::default()).await?.iter().for_each(|(_, line)| show(line));
+        return Ok(0);
+    }
+    let followed = work(home, async {
         let mut watch = home.engine.watch(id).await?;
         while let Some(event) = watch.next().await? {
             if let EventKind::Log(line) = event.kind {
-                say(format!("{:<9} {}", line.step, line.text));
+                show(&line);
             }
         }
-        return Ok(());
-    }
-    for (_, line) in home.engine.logs(id, EventSeq::default()).await? {
-        say(format!("{:<9} {}", line.step, line.text));
-    }
-    Ok(())
+        Ok(())
+    });
+    Ok(if followed.await? == Ended::Interrupted { crate::INTERRUPTED } else { 0 })
 }
 
 pub(crate) async fn stop(home: &Home) -> Result<()> {
@@ -164,22 +175,49 @@ pub(crate) async fn stop(home: &Home) -> Result<()> {
     Ok(())
 }
 
-/// Follows to its end whatever a call before this one has left.
-async fn finish_what_was_left(home: &Home) -> Result<()> {
-    loop {
-        let record = home.engine.environment(home.name()).await?;
-        if let Some(stranded) = record.attention {
-            let id = stranded.short();
-            return Err(format!(
-                "deployment {id} could not be undone, and needs attention: see `deploy logs {id}`, then `deploy resolve`"
-            )
-            .into());
+/// Works until the task is done, and nothing else is under way any more: a worker takes what it finds in any
+/// environment, and must not leave that half done.
+async fn work<T>(home: &Home, task: impl Future<Output = Result<T>>) -> Result<Ended<T>> {
+    until_done(&home.engine, async {
+        let done = task.await;
+        for record in home.engine.environments().await? {
+            let name = record.environment.name();
+            while let Some(id) = unfinished(home, name).await? {
+                say(format!("deployment {} of {name} is not over; going on until it is", id.short()));
+                follow(&home.engine, id, Lines::None).await?;
+            }
         }
-        let waiting = shown::deployments(&home.engine, home.name()).await?;
-        let Some(left) = waiting.iter().find(|it| it.outcome().is_none()) else { return Ok(()) };
-        say(format!("deployment {} was left unfinished by a call before; going on with it", left.id.short()));
-        follow(&home.engine, left.id, Lines::Programs).await?;
+        done
+    })
+    .await
+}
+
+/// Follows to its end what is under way in the environment: left by a call before, or asked for in another terminal.
+async fn finish_what_was_left(home: &Home) -> Result<()> {
+    let Some(record) = existing(home).await? else { return Ok(()) };
+    while let Some(id) = unfinished(home, &home.environment).await? {
+        say(format!("deployment {} is not over; going on with it first", id.short()));
+        follow(&home.engine, id, Lines::Programs).await?;
     }
+    let Some(stranded) = home.engine.environment(record.environment.name().as_str()).await?.attention else {
+        return Ok(());
+    };
+    let id = stranded.short();
+    Err(format!(
+        "deployment {id} could not be undone, and needs attention: see `deploy logs {id}`, then `deploy resolve`"
+    )
+    .into())
+}
+
+/// The first deployment of an environment that can go on.
+async fn unfinished(home: &Home, name: &EnvironmentName) -> Result<Option<DeploymentId>> {
+    let record = home.engine.environment(name.as_str()).await?;
+    let stands = record.queued == 0 || record.paused || record.attention.is_some();
+    if record.active.is_some() || stands {
+        return Ok(record.active);
+    }
+    let deployments = shown::deployments(&home.engine, name.as_str()).await?;
+    Ok(deployments.iter().find(|it| it.outcome().is_none()).map(|it| it.id))
 }
 
 async fn existing(home: &Home) -> Result<Option<EnvironmentRecord>> {

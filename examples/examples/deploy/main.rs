@@ -56,17 +56,30 @@ async fn run(arguments: Arguments) -> Result<u8> {
         );
     }
     let home = Home::open(&place, command.is_none()).await?;
+    tokio::spawn(end_at_the_second_interrupt());
     let ended = match command {
         None => commands::deploy(&home, &deploy).await?,
         Some(Command::Rollback { id, code_only }) => commands::roll_back(&home, &id, code_only).await?,
         Some(Command::Cancel { id }) => return commands::cancel(&home, &id).await,
         Some(Command::History) => return commands::history(&home).await.map(|()| 0),
-        Some(Command::Logs { id, follow }) => return commands::logs(&home, &id, follow).await.map(|()| 0),
+        Some(Command::Logs { id, follow }) => return commands::logs(&home, &id, follow).await,
         Some(Command::Status) => return commands::status(&home).await.map(|()| 0),
         Some(Command::Stop) => return commands::stop(&home).await.map(|()| 0),
         Some(Command::Resolve { acknowledge }) => commands::resolve(&home, acknowledge).await?,
     };
     Ok(exit_code(ended))
+}
+
+/// The first Ctrl-C waits until the step is interrupted; the second ends this program as a crash would, which leaves
+/// nothing half done either.
+async fn end_at_the_second_interrupt() {
+    for _ in 0..2 {
+        if tokio::signal::ctrl_c().await.is_err() {
+            return;
+        }
+    }
+    eprintln!("stopped at once; the next call finishes or undoes what was begun");
+    std::process::exit(INTERRUPTED.into());
 }
 
 fn exit_code(ended: Ended<Option<Deployment>>) -> u8 {

@@ -1,12 +1,14 @@
 use std::{
     fs,
+    net::TcpListener,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use ocore_examples::{http, sample_app::Manifest};
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 
-use crate::program::{CANARY, Running, Site, contains, wait_until};
+use crate::program::{CANARY, Ran, Running, Site, contains, process_of, program, wait_until};
 
 #[test]
 fn deployments_go_on_top_of_each_other_and_can_be_rolled_back() {
@@ -85,12 +87,99 @@ fn check_interruption(signal: Signal, code: Option<i32>) {
     let (ended, text) = running.wait();
     assert_eq!(ended, code, "{text}");
     site.commit(&Manifest::new("3", 3));
-    site.run(&["--ref", "main"]).expect(0, "was left unfinished by a call before");
+    site.run(&["--ref", "main"]).expect(0, "is not over; going on with it first");
     assert_eq!(site.version(), "3");
     assert_eq!(site.statuses(), ["Running", "Running", "Running"]);
     let migrations = site.data().migrations().unwrap();
     let steps: Vec<_> = migrations.iter().map(|line| line.split(" by ").next().unwrap()).collect();
     assert_eq!(steps, ["0 to 1", "1 to 2", "2 to 3"]);
+}
+
+#[test]
+fn a_call_for_one_environment_leaves_no_other_half_done() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    site.commit(&Manifest::new("2", 2).slow_migration(300));
+    let running = site.start_slow();
+    running.signal(Signal::INT);
+    assert_eq!(running.wait().0, Some(130));
+    assert!(http::get(site.port, "/version").is_err(), "it was interrupted in its migration");
+    site.commit(&Manifest::new("3", 3));
+    let port = http::free_port().unwrap().to_string();
+    let staging = site.run(&["--name", "staging", "--repository", "repository", "--port", &port]);
+    site.run(&["stop", "--name", "staging"]).expect(0, "is stopped");
+    let text = staging.expect(0, "of production is not over; going on until it is").text;
+    assert_eq!((site.version(), site.statuses()), ("2".into(), vec!["Running".into(); 2]), "{text}");
+}
+
+#[test]
+fn what_was_asked_for_in_vain_is_not_remembered() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let taken = taken.local_addr().map(|address| (taken, address.port().to_string())).unwrap();
+    site.run(&["--port", &taken.1, "--health-path", "/nowhere"]).expect(1, "is in use");
+    site.run(&["--repository", "nowhere"]).expect(1, "nowhere");
+    site.commit(&Manifest::new("2", 2));
+    site.run(&["--ref", "main"]).expect(0, "Running after");
+    assert_eq!(site.version(), "2");
+    let first = site.history()[0].0.clone();
+    site.run(&["rollback", &first]).expect(0, "Running after");
+    assert_eq!(site.version(), "1");
+}
+
+#[test]
+fn a_second_ctrl_c_ends_the_program_at_once() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    // What does not react is killed after the grace period: until then the step cannot be interrupted.
+    let serving = process_of(&site.path(""), "serve");
+    kill_process(serving, Signal::STOP).unwrap();
+    site.commit(&Manifest::new("2", 2));
+    let running = Running::start(site.command(&[]), &site.path("output"));
+    running.wait_for_line("  stop      …");
+    running.signal(Signal::INT);
+    running.signal_until_it_ends(Signal::INT);
+    let (code, text) = running.wait();
+    assert_eq!(code, Some(130), "{text}");
+    assert!(text.contains("stopped at once"), "{text}");
+    kill_process(serving, Signal::CONT).unwrap();
+    site.run(&["--ref", "main"]).expect(0, "is not over; going on with it first");
+    assert_eq!((site.version(), site.statuses()), ("2".into(), vec!["Running".into(); 3]));
+}
+
+#[test]
+fn a_terminal_gets_bars_and_a_pipe_gets_lines() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1).slow_migration(200));
+    let piped = site.deploy().expect(0, "  fetch     …\n  fetch     done").text;
+    assert!(!piped.contains('\u{1b}'), "{piped}");
+    site.commit(&Manifest::new("2", 2).slow_migration(200));
+    let mut script = Command::new("script");
+    script.args(["--quiet", "--return", "--command"]);
+    script.arg(format!("'{}' --ref main", program("deploy").display())).arg("/dev/null");
+    script.current_dir(site.path("")).env("TERM", "xterm").stdin(Stdio::null());
+    let drawn = Ran::from(script.output().unwrap()).expect(0, "✓ update").text;
+    // The spinner beside the step that goes on, drawn over what was there before.
+    let spins = |tick: char| drawn.contains(&format!("{tick} update"));
+    assert!("⠁⠂⠄⡀⢀⠠⠐⠈".chars().any(spins) && drawn.contains("\u{1b}["), "{drawn:?}");
+}
+
+#[test]
+fn logs_of_an_abandoned_deployment_are_followed_to_its_end() {
+    let site = Site::new();
+    site.commit(&Manifest::new("1", 1));
+    site.deploy().expect(0, "Running after");
+    site.commit(&Manifest::new("2", 2).slow_migration(300));
+    let running = site.start_slow();
+    running.signal(Signal::INT);
+    assert_eq!(running.wait().0, Some(130));
+    let id = site.history()[1].0.clone();
+    site.run(&["logs", &id, "--follow"]).expect(0, "data migrated from schema 1 to 2");
+    assert_eq!((site.version(), site.statuses()), ("2".into(), vec!["Running".into(); 2]));
 }
 
 #[test]

@@ -60,6 +60,15 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("it has not been waited for");
     }
 
+    /// Signals again and again: one that comes right behind another is taken for the same.
+    pub(crate) fn signal_until_it_ends(&self, signal: Signal) {
+        let state = || fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        wait_until("the program has ended", || {
+            self.signal(signal);
+            state().contains(") Z ")
+        });
+    }
+
     /// The exit code; `None` if it was killed.
     #[track_caller]
     pub(crate) fn wait(mut self) -> (Option<i32>, String) {
@@ -197,6 +206,16 @@ pub(crate) fn rows(table: &str) -> Vec<(String, String)> {
 
 /// How many processes of the sample application run whose data or release is below a directory.
 pub(crate) fn processes(below: &Path, what: &str) -> usize {
+    pids(below, what).len()
+}
+
+/// The only process of that kind.
+pub(crate) fn process_of(below: &Path, what: &str) -> Pid {
+    let [pid] = pids(below, what)[..] else { panic!("not one process: {what}") };
+    Pid::from_raw(pid).expect("a process has a number")
+}
+
+fn pids(below: &Path, what: &str) -> Vec<i32> {
     let below = below.as_os_str().as_encoded_bytes();
     let is_one = |id: &OsStr| {
         let directory = Path::new("/proc").join(id);
@@ -205,11 +224,9 @@ pub(crate) fn processes(below: &Path, what: &str) -> usize {
         let wanted = format!("sample-app\0{what}");
         contains(&arguments, wanted.as_bytes()) && contains(&environment, below)
     };
-    fs::read_dir("/proc")
-        .expect("/proc is there")
-        .flatten()
-        .filter(|entry| is_one(&entry.file_name()))
-        .count()
+    let entries = fs::read_dir("/proc").expect("/proc is there").flatten();
+    let ours = entries.filter(|entry| is_one(&entry.file_name()));
+    ours.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 pub(crate) fn contains(bytes: &[u8], part: &[u8]) -> bool {

@@ -6,6 +6,8 @@
 //! ours: it goes to the addresses that were checked, with TLS and credentials of our own, it has time and size
 //! limits, no redirect passes, and closing it stops whatever libgit2 is waiting for.
 
+mod body;
+mod pack;
 mod reply;
 mod request;
 
@@ -28,7 +30,12 @@ use tokio::{
 
 use zeroize::Zeroizing;
 
-use self::{reply::Reply, request::Request};
+use self::{
+    body::{Body, chunk},
+    pack::{PackWatch, Refusal},
+    reply::Reply,
+    request::Request,
+};
 use crate::{
     credentials::{Credentials, Kind},
     location::Remote,
@@ -41,6 +48,8 @@ use crate::{
 const CONNECTIONS_MAX: usize = 64;
 /// The wait after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How much is looked at before other tasks get their turn: it may unpack to a thousand times as much.
+const LOOK_BYTES: usize = 4 * 1024;
 /// What the host may send for each branch or tag that it lists.
 const BYTES_PER_REFERENCE: u64 = 300;
 
@@ -190,7 +199,7 @@ impl Way {
         let Passage { remote, limits, .. } = &self.passage;
         if remote.protocol == Protocol::Ssh {
             let far = self.connect().await?;
-            return self.pump(near, far).await;
+            return self.pump(near, far, None).await;
         }
         let request = tokio::time::timeout(limits.connect_time_max, Request::read(near, &self.key, remote));
         let Ok(Some(request)) = request.await else { return Err(End::Near) };
@@ -200,14 +209,14 @@ impl Way {
         let mut far = self.connect().await?;
         if remote.protocol == Protocol::Http {
             far.write_all(&head).await.transient(self.talk())?;
-            return self.pump(near, far).await;
+            return self.pump(near, far, Some(&request)).await;
         }
         let encrypting = tokio::time::timeout(limits.connect_time_max, tls::connect(&self.passage, far));
         let mut far = encrypting.await.unwrap_or_else(|_| {
             Err(Error::transient(format!("{}: the host does not answer to TLS", self.talk())))
         })?;
         far.write_all(&head).await.transient(self.talk())?;
-        self.pump(near, far).await
+        self.pump(near, far, Some(&request)).await
     }
 
     fn talk(&self) -> String {
@@ -242,12 +251,22 @@ impl Way {
         Err(last)
     }
 
-    async fn pump(&self, near: &mut TcpStream, far: impl AsyncRead + AsyncWrite) -> Result<(), End> {
+    async fn pump(
+        &self,
+        near: &mut TcpStream,
+        far: impl AsyncRead + AsyncWrite,
+        request: Option<&Request>,
+    ) -> Result<(), End> {
         let pulse = Pulse::new();
         let (near_read, near_write) = tokio::io::split(near);
         let (far_read, far_write) = tokio::io::split(far);
         let up = self.up(near_read, far_write, &pulse);
-        let down = self.down(far_read, near_write, &pulse);
+        let down = async {
+            match request {
+                Some(request) => self.down_http(far_read, near_write, request, &pulse).await,
+                None => self.down(far_read, near_write, &pulse).await,
+            }
+        };
         tokio::select! {
             copied = async { tokio::try_join!(up, down) } => copied.map(|_| ()),
             () = pulse.lost(self.passage.limits.idle_time_max) => {
@@ -282,10 +301,6 @@ impl Way {
         mut near: WriteHalf<impl AsyncWrite>,
         pulse: &Pulse,
     ) -> Result<(), End> {
-        if self.passage.remote.protocol != Protocol::Ssh {
-            let beginning = self.read_reply(&mut far, pulse).await?;
-            near.write_all(&beginning).await.map_err(|_| End::Near)?;
-        }
         let mut buffer = vec![0; 64 * 1024];
         loop {
             let count = far.read(&mut buffer).await.transient(self.talk())?;
@@ -298,8 +313,69 @@ impl Way {
         }
     }
 
-    /// Reads the beginning of an answer, and ends what libgit2 is not to see. Gives what it is to see instead.
-    async fn read_reply(&self, far: &mut ReadHalf<impl AsyncRead>, pulse: &Pulse) -> Result<Vec<u8>> {
+    async fn down_http(
+        &self,
+        mut far: ReadHalf<impl AsyncRead>,
+        mut near: WriteHalf<impl AsyncWrite>,
+        request: &Request,
+        pulse: &Pulse,
+    ) -> Result<(), End> {
+        let (head, mut body, mut bytes) = self.read_reply(&mut far, pulse).await?;
+        near.write_all(&head).await.map_err(|_| End::Near)?;
+        let mut watch = request.for_pack.then(|| PackWatch::new(self.passage.limits.object_bytes_max));
+        loop {
+            let content = body.take(&bytes).ok_or_else(|| self.no_http())?;
+            if let Some(watch) = &mut watch {
+                for piece in content.chunks(LOOK_BYTES) {
+                    watch.look(piece).map_err(|refusal| self.no_pack(&refusal))?;
+                    tokio::task::yield_now().await;
+                }
+            }
+            if !content.is_empty() {
+                near.write_all(&chunk(&content)).await.map_err(|_| End::Near)?;
+            }
+            if body.is_complete() {
+                break;
+            }
+            bytes.clear();
+            let count = far.read_buf(&mut bytes).await.transient(self.talk())?;
+            if count == 0 && body.may_end() {
+                break;
+            }
+            if count == 0 {
+                let text = format!("{}: it ends the connection in the middle of an answer", self.talk());
+                return Err(Error::transient(text).into());
+            }
+            pulse.beat();
+            self.count(count)?;
+        }
+        near.write_all(&chunk(&[])).await.map_err(|_| End::Near)?;
+        near.shutdown().await.map_err(|_| End::Near)
+    }
+
+    fn no_http(&self) -> Error {
+        let remote = &self.passage.remote;
+        Error::permanent(format!("fetch {remote}: the host does not speak HTTP as git needs it"))
+    }
+
+    fn no_pack(&self, refusal: &Refusal) -> Error {
+        let Passage { remote, limits: Limits { object_bytes_max, .. }, .. } = &self.passage;
+        Error::permanent(match refusal {
+            Refusal::Malformed(reason) => format!("fetch {remote}: the host sends what is no pack: {reason}"),
+            Refusal::TooLarge(bytes) => format!(
+                "fetch {remote}: an object of {bytes} bytes is more than the limit object_bytes_max, \
+                 {object_bytes_max}; raise it in the policy"
+            ),
+        })
+    }
+
+    /// Reads the beginning of an answer, and ends what libgit2 is not to see. Gives the head that it is to see
+    /// instead, the body, and what was read of it.
+    async fn read_reply(
+        &self,
+        far: &mut ReadHalf<impl AsyncRead>,
+        pulse: &Pulse,
+    ) -> Result<(Vec<u8>, Body, Vec<u8>)> {
         let mut read = Vec::new();
         loop {
             let count = far.read_buf(&mut read).await.transient(self.talk())?;
@@ -313,14 +389,11 @@ impl Way {
                     )));
                 }
                 Reply::Incomplete => {}
-                Reply::Unknown => {
-                    let remote = &self.passage.remote;
-                    return Err(Error::permanent(format!(
-                        "fetch {remote}: the host does not speak HTTP as git needs it"
-                    )));
-                }
+                Reply::Unknown => return Err(self.no_http()),
                 Reply::Refused(status) => return Err(self.refusal(status)),
-                Reply::Passed { head, body_at } => return Ok([&head, &read[body_at..]].concat()),
+                Reply::Passed { head, length, body_at } => {
+                    return Ok((head, Body::new(length), read.split_off(body_at)));
+                }
             }
         }
     }

@@ -10,8 +10,8 @@
 //! * Repositories: nothing that they bring is run or obeyed. Trees are written by this crate's own code, which
 //!   refuses what leaves the tree and what some file system takes for `.git`.
 //! * Memory: libgit2 unpacks an object into memory when it arrives. What arrives is limited
-//!   ([`Limits::received_bytes_max`]), and so is what is written ([`Limits::file_bytes_max`],
-//!   [`Limits::checkout_bytes_max`]); what one hostile object unpacks to on arrival is not.
+//!   ([`Limits::received_bytes_max`]), what one object of it unpacks to ([`Limits::object_bytes_max`], over https),
+//!   and what is written ([`Limits::file_bytes_max`], [`Limits::checkout_bytes_max`]).
 //! * Repositories whose ids are SHA-256 are not supported.
 
 mod address;

@@ -119,6 +119,9 @@ pub struct Limits {
     pub received_bytes_max: u64,
     /// Objects received in one fetch; 20 million unless said otherwise.
     pub objects_max: u64,
+    /// Bytes of one object of the history, unpacked; 512 MiB unless said otherwise. It is held in memory when it
+    /// arrives. Over ssh it is not known: only a host whose key was given can send it.
+    pub object_bytes_max: u64,
     /// Branches and tags of a repository; 100,000 unless said otherwise.
     pub references_max: usize,
     /// Bytes written by one checkout, submodules included; 8 GiB unless said otherwise.
@@ -147,6 +150,7 @@ impl Default for Limits {
         Self {
             received_bytes_max: 4 << 30,
             objects_max: 20_000_000,
+            object_bytes_max: 512 << 20,
             references_max: 100_000,
             checkout_bytes_max: 8 << 30,
             files_max: 1_000_000,

@@ -12,6 +12,8 @@ const END: &[u8] = b"\r\n\r\n";
 pub(super) struct Request {
     /// Its first line, as the host gets it.
     line: String,
+    /// Whether it asks for a pack.
+    pub(super) for_pack: bool,
     /// The other lines, and what was read beyond them.
     rest: Vec<u8>,
 }
@@ -39,7 +41,7 @@ impl Request {
             .into_iter()
             .find(|(method, service)| asked == format!("{method} /{key}/{service} HTTP/1.1"))?;
         let line = format!("{method} {path}/{service} HTTP/1.1\r\n");
-        Some(Self { line, rest: head[end + 2..].to_vec() })
+        Some(Self { line, for_pack: method == "POST", rest: head[end + 2..].to_vec() })
     }
 
     /// Puts the host's own name and the credentials into the request, and asks for one answer only.

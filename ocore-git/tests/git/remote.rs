@@ -408,6 +408,13 @@ async fn the_limits_of_a_fetch_are_kept() {
     commit(&bench.open(), &[(b"a", Entry::File(b"x"))]);
     let error = bench.fetch("main").await.unwrap_err();
     assert!(error.to_string().contains("limit objects_max, 2"), "{error}");
+    let (bench, host) = over_http(limited(|limits| limits.object_bytes_max = 1_000_000));
+    commit(&bench.open(), &[(b"zeros", Entry::File(&vec![0; 1_000_001]))]);
+    let error = bench.fetch("main").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    assert!(error.to_string().contains("object of 1000001 bytes"), "{error}");
+    assert!(error.to_string().contains("limit object_bytes_max, 1000000"), "{error}");
+    assert!(host.seen.sent_bytes.load(Ordering::Relaxed) < 10_000);
     let (bench, host) = over_http(limited(|limits| limits.references_max = 1));
     let id = commit(&bench.open(), &[]);
     bench.open().reference("refs/heads/other", id, true, "").unwrap();

@@ -7,6 +7,8 @@
 //!   at the addresses that were looked up and checked once, with this crate's own TLS and credentials. Time limits,
 //!   size limits and cancellation act there, so they act while libgit2 waits. Redirects are not followed. A proxy
 //!   from the host's environment (`https_proxy`) is not used.
+//! * ssh: libgit2 reads `~/.ssh/known_hosts`, from which it takes at most which type of key to ask the host for. Which
+//!   key is right is decided by what was given in [`Credentials::ssh_key`] only.
 //! * Repositories: nothing that they bring is run or obeyed. Trees are written by this crate's own code, which
 //!   refuses what leaves the tree and what some file system takes for `.git`.
 //! * Memory: libgit2 unpacks an object into memory when it arrives. What arrives is limited

@@ -323,6 +323,18 @@ mod tests {
     }
 
     #[test]
+    fn a_path_below_a_home_directory_reaches_the_host_as_it_was_written() {
+        let check = |text: &str, expected: &str| match Location::parse(text, &SourcePolicy::default()) {
+            Ok(Location::Remote(remote)) => assert_eq!(remote.ssh_url("git", 7), expected, "{text}"),
+            other => panic!("{other:?}"),
+        };
+        check("git@example.org:a/b.git", "[git@127.0.0.1:7]:a/b.git");
+        check("git@example.org:/srv/b.git", "[git@127.0.0.1:7]:/srv/b.git");
+        check("ssh://git@example.org/~ada/b.git", "[git@127.0.0.1:7]:/~ada/b.git");
+        check("ssh://example.org:2222/b.git", "[git@127.0.0.1:7]:/b.git");
+    }
+
+    #[test]
     fn what_could_do_harm_is_refused_and_says_why() {
         check("", "empty");
         check("--upload-pack=touch", "hyphen");

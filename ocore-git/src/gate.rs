@@ -166,16 +166,20 @@ impl Drop for Gate {
 
 impl Way {
     async fn serve(self: Arc<Self>, listener: TcpListener) {
-        let mut connections = JoinSet::new();
+        let (mut listener, mut connections) = (Some(listener), JoinSet::new());
         loop {
             tokio::select! {
                 _ = self.stop.stopped() => return,
                 Some(_) = connections.join_next() => {}
-                accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => {
+                accepted = accept(listener.as_ref()), if connections.len() < CONNECTIONS_MAX => {
                     let Ok((mut near, _)) = accepted else {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                         continue;
                     };
+                    if self.passage.remote.protocol == Protocol::Ssh {
+                        // libgit2 connects once, and no key could tell it from others.
+                        listener = None;
+                    }
                     let way = Arc::clone(&self);
                     connections.spawn(async move {
                         // `near` is closed last: libgit2 must not fail before the reason is known.
@@ -445,6 +449,13 @@ impl Way {
             )));
         }
         Ok(())
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> std::io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
     }
 }
 

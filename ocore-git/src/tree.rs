@@ -49,7 +49,7 @@ pub(crate) struct Submodule {
 /// One checkout on its way to the disk; its counters go on through all submodules.
 pub(crate) struct Writer {
     root: PathBuf,
-    _held: File,
+    _held: Option<File>,
     policy: SourcePolicy,
     context: Context,
     bytes: u64,
@@ -62,8 +62,9 @@ impl Writer {
     /// A writer into the directory `root`, which it makes and holds: what nobody holds is left by the dead.
     pub(crate) fn new(root: PathBuf, policy: SourcePolicy, context: Context) -> Result<Self> {
         let made = DirBuilder::new().mode(0o755).create(&root);
-        let held = made.and_then(|()| hold(&root));
-        let held = held.map_err(|error| of_file(error, "make the checkout's directory"))?;
+        made.map_err(|error| of_file(error, "make the checkout's directory"))?;
+        // Where the file system cannot hold a directory, nobody else can, and nobody sweeps.
+        let held = hold(&root).ok();
         let (links, reported) = (Vec::new(), Instant::now());
         Ok(Self { root, _held: held, policy, context, bytes: 0, files: 0, links, reported })
     }

@@ -5,12 +5,17 @@ use crate::{location::Location, policy::SourcePolicy};
 
 /// A gate to a host of the test's own.
 async fn gate(connect_time_max: Duration) -> (Gate, TcpListener) {
+    gate_of("http", connect_time_max).await
+}
+
+async fn gate_of(protocol: &str, connect_time_max: Duration) -> (Gate, TcpListener) {
     let host = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = host.local_addr().unwrap();
     let policy = SourcePolicy::default()
-        .protocols([Protocol::Http])
+        .protocols([Protocol::Http, Protocol::Ssh])
         .limits(|limits| limits.connect_time_max = connect_time_max);
-    let Ok(Location::Remote(remote)) = Location::parse(&format!("http://{address}/a.git"), &policy) else {
+    let Ok(Location::Remote(remote)) = Location::parse(&format!("{protocol}://{address}/a.git"), &policy)
+    else {
         panic!("it is a URL");
     };
     let (addresses, limits) = (vec![address], policy.limits);
@@ -94,4 +99,15 @@ async fn a_connection_that_asks_nothing_is_closed() {
     let closed = tokio::time::timeout(Duration::from_secs(10), silent.read(&mut [0; 8])).await;
     assert_eq!(closed.unwrap().unwrap(), 0);
     assert!(gate.entrance().verdict().is_none());
+}
+
+#[tokio::test]
+async fn over_ssh_only_one_connection_passes() {
+    let (gate, host) = gate_of("ssh", Duration::from_secs(20)).await;
+    let mut own = TcpStream::connect((Ipv4Addr::LOCALHOST, gate.way.port)).await.unwrap();
+    own.write_all(b"SSH-2.0-libssh2\r\n").await.unwrap();
+    let (mut far, _) = host.accept().await.unwrap();
+    far.read_exact(&mut [0; 17]).await.unwrap();
+    let stranger = TcpStream::connect((Ipv4Addr::LOCALHOST, gate.way.port)).await;
+    assert_eq!(stranger.unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
 }

@@ -296,7 +296,7 @@ pub fn printable(redactor: &Redactor, line: &str) -> String {
     let (kept, cut) = clean.split_at(end);
     let mut safe = String::with_capacity(kept.len());
     for c in kept.trim_end_matches(['\r', '\n']).chars() {
-        if c == '\t' || !(c.is_control() || is_bidi(c)) {
+        if c == '\t' || is_printable(c) {
             safe.push(c);
         } else {
             safe.extend(c.escape_unicode());
@@ -306,6 +306,11 @@ pub fn printable(redactor: &Redactor, line: &str) -> String {
         safe.push_str(" [line cut]");
     }
     safe
+}
+
+/// Whether a character shows as itself, and leaves its neighbours where they are.
+pub(crate) fn is_printable(c: char) -> bool {
+    !(c.is_control() || is_bidi(c))
 }
 
 const fn is_bidi(c: char) -> bool {

@@ -100,11 +100,11 @@ impl EnvironmentStore for SqliteStore {
         self.database.read("read the environments", |db| Box::pin(environments::all(db))).await
     }
 
-    async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool> {
+    async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool> {
         let name = name.clone();
         self.database
             .write("pause or resume the environment", move |db, _| {
-                Box::pin(environments::set_paused(db, name, paused))
+                Box::pin(environments::set_paused(db, name, by))
             })
             .await
     }

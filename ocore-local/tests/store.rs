@@ -171,7 +171,9 @@ async fn a_change_by_another_client_wakes_those_who_wait() {
     other.save_environment(&environment).await.unwrap();
     for round in 0..5 {
         let changed = one.changed();
-        assert!(other.set_paused(environment.name(), round % 2 == 0).await.unwrap());
+        assert!(
+            other.set_paused(environment.name(), (round % 2 == 0).then(|| "ada".to_owned())).await.unwrap()
+        );
         let told = tokio::time::timeout(Duration::from_secs(20), changed).await;
         assert!(told.is_ok(), "another client's change is not told");
     }

@@ -36,7 +36,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, client: Engine) {
             Act::LoseImages => cluster.world.lose_images(),
             Act::Shutdown(worker) => cluster.shut_down(worker),
             Act::Retry(of) => retry(&cluster, &client, number, of).await,
-            Act::Pause => drop(insist(&cluster, || client.pause(ENVIRONMENT)).await),
+            Act::Pause => drop(insist(&cluster, || client.pause(ENVIRONMENT, "ada")).await),
             Act::Unpause => drop(insist(&cluster, || client.resume(ENVIRONMENT)).await),
             Act::EndOutage => cluster.end_outage(),
             Act::Resume => resolve(&cluster, &client, Resolution::Resume).await,

@@ -103,8 +103,9 @@ impl EnvironmentStore for Watched {
         self.store.environments().await
     }
 
-    async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool> {
-        let known = self.store.set_paused(name, paused).await?;
+    async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool> {
+        let paused = by.is_some();
+        let known = self.store.set_paused(name, by).await?;
         self.journal.paused(paused);
         Ok(known)
     }

@@ -1,4 +1,7 @@
-use super::{Engine, EngineError, requests::Accepted};
+use super::{
+    Engine, EngineError,
+    requests::{Accepted, checked},
+};
 use crate::{
     environment::{Environment, EnvironmentSpec},
     id::DeploymentId,
@@ -57,12 +60,13 @@ impl Engine {
         self.shared.in_time(self.shared.store.environment(&parsed)).await?.ok_or_else(no_such)
     }
 
-    /// From now on no deployment of the environment is started. One that is under way goes on.
+    /// From now on no deployment of the environment is started, until somebody resumes it. One that is under way goes
+    /// on. Who paused it last is in the environment's record.
     ///
     /// # Errors
-    /// [`EngineError::NoSuchEnvironment`].
-    pub async fn pause(&self, name: &str) -> Result<(), EngineError> {
-        self.set_paused(name, true).await
+    /// [`EngineError::NoSuchEnvironment`], [`EngineError::TooLong`].
+    pub async fn pause(&self, name: &str, actor: impl Into<String> + Send) -> Result<(), EngineError> {
+        self.set_paused(name, Some(checked("actor", actor.into())?)).await
     }
 
     /// Deployments of the environment are started again.
@@ -70,12 +74,12 @@ impl Engine {
     /// # Errors
     /// [`EngineError::NoSuchEnvironment`].
     pub async fn resume(&self, name: &str) -> Result<(), EngineError> {
-        self.set_paused(name, false).await
+        self.set_paused(name, None).await
     }
 
-    async fn set_paused(&self, name: &str, paused: bool) -> Result<(), EngineError> {
+    async fn set_paused(&self, name: &str, by: Option<String>) -> Result<(), EngineError> {
         let record = self.environment(name).await?;
-        self.shared.in_time(self.shared.store.set_paused(record.environment.name(), paused)).await?;
+        self.shared.in_time(self.shared.store.set_paused(record.environment.name(), by)).await?;
         self.shared.tell_of_work();
         Ok(())
     }

@@ -6,6 +6,7 @@ use crate::{
     name::EnvironmentName,
     port::{CancelAnswer, Enqueued, Filter},
     request::{DeployRequest, Goal, NewDeployment, Push, Request, Revision, Trigger},
+    secret::is_printable,
 };
 
 /// The longest actor and idempotency key, in characters.
@@ -236,11 +237,11 @@ fn checked_key(what: &'static str, key: String) -> Result<String, EngineError> {
     checked(what, key)
 }
 
-fn checked(what: &'static str, text: String) -> Result<String, EngineError> {
+pub(super) fn checked(what: &'static str, text: String) -> Result<String, EngineError> {
     if text.chars().count() > TEXT_LENGTH_MAX {
         return Err(EngineError::TooLong { what, length_max: TEXT_LENGTH_MAX });
     }
-    Ok(text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect())
+    Ok(text.chars().map(|c| if is_printable(c) { c } else { ' ' }).collect())
 }
 
 /// `https://host/a.git/` and `https://host/a` are one repository.

@@ -155,8 +155,8 @@ impl EnvironmentStore for MemoryStore {
         Ok(self.state().environments())
     }
 
-    async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool> {
-        let known = self.state().set_paused(name, paused);
+    async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool> {
+        let known = self.state().set_paused(name, by);
         self.tell(known)
     }
 

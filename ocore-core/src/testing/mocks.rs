@@ -143,7 +143,7 @@ mock! {
         async fn save_environment(&self, environment: &Environment) -> StoreResult<Saved>;
         async fn environment(&self, name: &EnvironmentName) -> StoreResult<Option<EnvironmentRecord>>;
         async fn environments(&self) -> StoreResult<Vec<EnvironmentRecord>>;
-        async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool>;
+        async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool>;
         async fn acknowledge(
             &self,
             name: &EnvironmentName,

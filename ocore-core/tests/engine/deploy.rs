@@ -142,13 +142,14 @@ async fn an_empty_key_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_queued_deployment_says_why_it_waits() {
     let mut stage = Stage::new().await;
-    stage.engine.pause("shop").await.unwrap();
+    stage.engine.pause("shop", "ada").await.unwrap();
     let first = stage.ask("first", Behaviour::good().takes(Duration::from_secs(60))).await;
     let second = stage.ask("second", Behaviour::good()).await;
     stage.work();
     tokio::time::sleep(Duration::from_secs(5)).await;
     let reason = async |id| stage.engine.waiting(id).await.unwrap().unwrap().reason;
     assert_eq!(reason(first).await, WaitReason::Paused);
+    assert_eq!(stage.engine.environment("shop").await.unwrap().paused_by.as_deref(), Some("ada"));
     stage.engine.resume("shop").await.unwrap();
     stage.begun(first, Step::Build).await;
     assert_eq!(reason(second).await, WaitReason::Active { deployment: first });
@@ -282,7 +283,7 @@ async fn a_store_that_hangs_does_not_hang_who_asks() {
             engine.details(id).await?;
             engine.events(id, EventSeq::default(), 10).await?;
             engine.snapshots("shop").await?;
-            engine.pause("shop").await?;
+            engine.pause("shop", "ada").await?;
             engine.cancel(id, "ada").await
         };
         let answer = tokio::time::timeout(Duration::from_secs(60), ask()).await;

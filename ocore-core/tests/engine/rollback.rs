@@ -104,7 +104,7 @@ async fn an_instance_that_was_added_later_has_no_data_to_go_back_to() {
 
     // Asked for while there was one instance, it is refused all the same if there are two when its turn comes.
     stage.engine.save_environment(shop()).await.unwrap();
-    stage.engine.pause("shop").await.unwrap();
+    stage.engine.pause("shop", "ada").await.unwrap();
     let asked = stage.engine.roll_back(request).await.unwrap().0.id;
     stage.engine.save_environment(shop().instance(InstanceSpec::new("admin").port(8070))).await.unwrap();
     stage.engine.resume("shop").await.unwrap();

@@ -73,12 +73,13 @@ pub(super) async fn all(db: &mut SqliteConnection) -> sqlx::Result<Vec<Environme
     Ok(rows.filter_map(|row| readable(&row.0.clone(), record(row))).collect())
 }
 
-type Columns = (String, String, bool, Option<Vec<u8>>, Option<String>, Option<Vec<u8>>, i64, i64);
+type Columns =
+    (String, String, bool, Option<String>, Option<Vec<u8>>, Option<String>, Option<Vec<u8>>, i64, i64);
 
 /// Environments, by name.
 async fn rows(db: &mut SqliteConnection, name: Option<&EnvironmentName>) -> sqlx::Result<Vec<Columns>> {
     let rows = sqlx::query_as::<_, Columns>(
-        "SELECT name, settings, paused, attention, live, active, fence,
+        "SELECT name, settings, paused, paused_by, attention, live, active, fence,
                 (SELECT count(*) FROM deployments WHERE environment = lanes.name AND phase = 'waiting')
          FROM lanes WHERE ?1 IS NULL OR name = ?1 ORDER BY name",
     );
@@ -86,9 +87,9 @@ async fn rows(db: &mut SqliteConnection, name: Option<&EnvironmentName>) -> sqlx
 }
 
 fn record(row: Columns) -> sqlx::Result<EnvironmentRecord> {
-    let (_, settings, paused, attention, live, active, fence, queued) = row;
+    let (_, settings, paused, paused_by, attention, live, active, fence, queued) = row;
     let mut record = EnvironmentRecord::new(read_settings(&settings)?);
-    record.paused = paused;
+    (record.paused, record.paused_by) = (paused, paused_by);
     record.attention = attention.as_deref().map(deployment_id).transpose()?;
     record.live = read_live(live)?;
     record.active = active.as_deref().map(deployment_id).transpose()?;
@@ -100,11 +101,13 @@ fn record(row: Columns) -> sqlx::Result<EnvironmentRecord> {
 pub(super) async fn set_paused(
     db: &mut SqliteConnection,
     name: EnvironmentName,
-    paused: bool,
+    by: Option<String>,
 ) -> sqlx::Result<bool> {
     let Some(mut lane) = Lane::find(db, &name).await? else { return Ok(false) };
-    lane.paused = paused;
+    lane.paused = by.is_some();
     lane.save(db).await?;
+    let update = sqlx::query("UPDATE lanes SET paused_by = ?2 WHERE name = ?1");
+    update.bind(name.as_str()).bind(by).execute(db).await?;
     Ok(true)
 }
 

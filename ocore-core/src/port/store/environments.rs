@@ -28,9 +28,9 @@ pub trait EnvironmentStore: Send + Sync + 'static {
     /// alone says what is wrong.
     async fn environments(&self) -> StoreResult<Vec<EnvironmentRecord>>;
 
-    /// A paused environment starts no deployment; one that is under way goes on. `false` if there is no such
-    /// environment.
-    async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool>;
+    /// Pauses the environment, by whom is said, or resumes it. A paused one starts no deployment; one that is under way
+    /// goes on. `false` if there is no such environment.
+    async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool>;
 
     /// A person has looked after what the stranded deployment left: the environment goes on.
     async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged>;
@@ -44,6 +44,8 @@ pub struct EnvironmentRecord {
     pub environment: Arc<Environment>,
     /// Whether it is paused.
     pub paused: bool,
+    /// Who paused it last, if it is paused.
+    pub paused_by: Option<String>,
     /// The stranded deployment that a person must look after. Until then, only its recovery is started.
     pub attention: Option<DeploymentId>,
     /// What it serves.
@@ -61,7 +63,16 @@ impl EnvironmentRecord {
     #[must_use]
     pub fn new(environment: Arc<Environment>) -> Self {
         let fence = Fence::default();
-        Self { environment, paused: false, attention: None, live: None, active: None, queued: 0, fence }
+        Self {
+            environment,
+            paused: false,
+            paused_by: None,
+            attention: None,
+            live: None,
+            active: None,
+            queued: 0,
+            fence,
+        }
     }
 }
 

@@ -40,10 +40,10 @@ faulty! {
         fn environments(&self) -> StoreResult<Vec<EnvironmentRecord>>;
     }
 
-    async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool> {
-        let (inner, own) = (self.inner.clone(), name.clone());
-        let late = boxed(move || async move { inner.set_paused(&own, paused).await });
-        self.faults.run(self.caller, call("set_paused"), self.inner.set_paused(name, paused), late).await
+    async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool> {
+        let (inner, own, own_by) = (self.inner.clone(), name.clone(), by.clone());
+        let late = boxed(move || async move { inner.set_paused(&own, own_by).await });
+        self.faults.run(self.caller, call("set_paused"), self.inner.set_paused(name, by), late).await
     }
 
     async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {

@@ -42,8 +42,12 @@ impl State {
         self.lanes.all().map(record).collect()
     }
 
-    pub(super) fn set_paused(&mut self, name: &EnvironmentName, paused: bool) -> bool {
-        self.lanes.change(name, |lane| lane.queue.paused = paused).is_some()
+    pub(super) fn set_paused(&mut self, name: &EnvironmentName, by: Option<String>) -> bool {
+        let pause = |lane: &mut Lane| {
+            lane.queue.paused = by.is_some();
+            lane.paused_by = by;
+        };
+        self.lanes.change(name, pause).is_some()
     }
 
     pub(super) fn acknowledge(&mut self, name: &EnvironmentName, stranded: DeploymentId) -> Acknowledged {
@@ -66,6 +70,7 @@ pub(super) fn waits_for(queue: &LaneQueue, stranded: DeploymentId) -> bool {
 fn record(lane: &Lane) -> EnvironmentRecord {
     EnvironmentRecord {
         paused: lane.queue.paused,
+        paused_by: lane.paused_by.clone(),
         attention: lane.queue.attention,
         live: lane.live.clone(),
         active: lane.queue.active,

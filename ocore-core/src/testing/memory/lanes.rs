@@ -33,6 +33,7 @@ pub(super) struct Lane {
     pub(super) environment: Arc<Environment>,
     pub(super) live: Option<Arc<Live>>,
     pub(super) queue: LaneQueue,
+    pub(super) paused_by: Option<String>,
     pub(super) fence: Fence,
     pub(super) hold: Hold,
     /// Every deployment: the one with the number n is at n - 1.
@@ -116,6 +117,7 @@ impl Lanes {
             environment,
             live: None,
             queue: LaneQueue::default(),
+            paused_by: None,
             fence: Fence::default(),
             hold: Hold::default(),
             history: Vec::new(),

@@ -197,8 +197,8 @@ impl EnvironmentStore for Mutant {
         self.store.environments().await
     }
 
-    async fn set_paused(&self, name: &EnvironmentName, paused: bool) -> StoreResult<bool> {
-        self.store.set_paused(name, paused && !self.is(Wrong::PauseIgnored)).await
+    async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool> {
+        self.store.set_paused(name, by.filter(|_| !self.is(Wrong::PauseIgnored))).await
     }
 
     async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {

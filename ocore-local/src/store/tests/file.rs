@@ -91,7 +91,7 @@ fn calls() -> Vec<Call> {
         ("retire", |store, n| {
             Box::pin(async move { store.retire(WorkerId::from_u128(u128::from(n))).await })
         }),
-        ("pause", |store, _| Box::pin(async move { store.set_paused(&name("a"), false).await.map(drop) })),
+        ("pause", |store, _| Box::pin(async move { store.set_paused(&name("a"), None).await.map(drop) })),
         ("forget", |store, _| Box::pin(async move { store.forget_snapshots(&name("a"), &[]).await })),
         ("environments", |store, _| Box::pin(async move { store.environments().await.map(drop) })),
         ("history", |store, _| {

@@ -290,7 +290,9 @@ impl Both {
             }
             Call::Pass { seconds } => self.file.clock.advance(Duration::from_secs(seconds)),
             Call::Pause { lane, paused } => {
-                self.same(async |store| store.set_paused(&lab::name(LANES[lane]), paused).await);
+                self.same(async |store| {
+                    store.set_paused(&lab::name(LANES[lane]), paused.then(|| "ada".to_owned())).await
+                });
             }
             Call::Acknowledge { lane } => {
                 let lane = lab::name(LANES[lane]);

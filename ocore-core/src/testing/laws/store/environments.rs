@@ -23,12 +23,14 @@ pub async fn an_environment_is_saved_and_replaced(fixture: impl Fixture) {
     let first = EnvironmentRecord::new(all[0].environment.clone());
     assert_eq!((&all[0], all[0].fence), (&first, Fence::default()));
     lab.manual(&name("a")).await;
-    lab.store.set_paused(&name("a"), true).await.expect("an environment can be paused");
+    lab.store.set_paused(&name("a"), Some("ada".to_owned())).await.expect("an environment can be paused");
     let changed = environment("a", |spec| spec.branch("develop"));
     assert_eq!(lab.save(&changed).await, Saved::Updated);
     let record = lab.environment(&name("a")).await;
     assert_eq!((record.environment.as_ref(), record.paused, record.queued), (&changed, true, 1));
-    lab.store.set_paused(&name("a"), false).await.expect("an environment can be resumed");
+    assert_eq!(record.paused_by.as_deref(), Some("ada"));
+    lab.store.set_paused(&name("a"), None).await.expect("an environment can be resumed");
+    assert_eq!(lab.environment(&name("a")).await.paused_by, None);
     let worker = lab.worker().await;
     assert_eq!(*lab.claim(&worker, &[]).await.environment, changed);
 }

@@ -301,7 +301,7 @@ pub async fn an_unknown_environment_accepts_nothing(fixture: impl Fixture) {
     assert_eq!(store.deployment(stranded).await.expect("it can be asked for"), None);
     assert_eq!(store.lane(&nowhere).await.expect("it can be asked for"), None);
     assert_eq!(store.environment(&nowhere).await.expect("it can be asked for"), None);
-    assert!(!store.set_paused(&nowhere, true).await.expect("it can be asked for"));
+    assert!(!store.set_paused(&nowhere, Some("ada".to_owned())).await.expect("it can be asked for"));
     let answer = store.acknowledge(&nowhere, stranded).await.expect("it can be asked for");
     assert_eq!(answer, Acknowledged::NotWaiting);
     assert_eq!(store.snapshots(&nowhere).await.expect("it can be asked for"), Vec::new());
@@ -329,7 +329,12 @@ pub async fn a_paused_environment_starts_nothing(fixture: impl Fixture) {
 }
 
 async fn pause<F: Fixture>(lab: &Lab<F>, lane: &EnvironmentName, paused: bool) {
-    assert!(lab.store.set_paused(lane, paused).await.expect("an environment can be paused"));
+    assert!(
+        lab.store
+            .set_paused(lane, paused.then(|| "ada".to_owned()))
+            .await
+            .expect("an environment can be paused")
+    );
 }
 
 /// While the environment needs a person, only the recovery of what stranded is accepted and started, once, even if

@@ -172,14 +172,16 @@ fn add(
     Ok(())
 }
 
-/// Whether a link at `path`, relative to the root of a tree, stays inside of the tree.
+/// Whether a link at `path`, relative to the root of a tree, stays inside of the tree. What goes up after a name is
+/// refused: that name may be another link, and then nobody knows from where it goes up.
 pub(crate) fn link_stays_inside(path: &Path, target: &Path) -> bool {
     let mut depth = path.components().count().saturating_sub(1);
+    let mut named = false;
     for component in target.components() {
         match component {
-            Component::Normal(_) => depth += 1,
+            Component::Normal(_) => named = true,
             Component::CurDir => {}
-            Component::ParentDir if depth > 0 => depth -= 1,
+            Component::ParentDir if depth > 0 && !named => depth -= 1,
             Component::ParentDir | Component::RootDir | Component::Prefix(_) => return false,
         }
     }
@@ -226,6 +228,9 @@ mod tests {
         check("link", "/etc/passwd", false);
         check("a/b/link", "../../c/./d", true);
         check("a/link", "b/../../../c", false);
+        check("a/b/link", "../..", true);
+        // With the link before as `a/b/link`, this one leads out.
+        check("out", "a/b/link/..", false);
     }
 
     #[test]

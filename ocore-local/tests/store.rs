@@ -80,8 +80,13 @@ async fn a_database_of_another_program_is_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("other.sqlite");
     execute(&path, "CREATE TABLE lanes (name TEXT)").await;
+    let before = std::fs::read(&path).unwrap();
     let error = refused(&path).await;
     assert!(error.to_string().contains("another program"), "{error}");
+    assert!(std::fs::read(&path).unwrap() == before, "the file was changed");
+    let names: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+    assert_eq!(names, ["other.sqlite"]);
 }
 
 #[tokio::test]

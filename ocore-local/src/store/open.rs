@@ -10,7 +10,7 @@ use ocore_core::{
     port::{StoreError, StoreErrorKind, StoreResult},
 };
 use sqlx::{
-    ConnectOptions, SqliteConnection,
+    ConnectOptions, Connection, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
@@ -111,6 +111,10 @@ pub(super) async fn writer(
 ) -> StoreResult<SqliteConnection> {
     let doing = || format!("open the store {}", path.display());
     let failed = |error: sqlx::Error| error::describe(doing(), error, Doubt::None);
+    let refused = |refusal| StoreError::new(StoreErrorKind::Broken, format!("{}: {refusal}", doing()));
+    if let Some(refusal) = look(path).await.map_err(failed)? {
+        return Err(refused(refusal));
+    }
     let mut db = options.connect().await.map_err(failed)?;
     let boot = clock.boot().map_err(|error| {
         StoreError::new(StoreErrorKind::Broken, format!("{}: the boot id cannot be read", doing()))
@@ -119,7 +123,7 @@ pub(super) async fn writer(
     sqlx::query("BEGIN IMMEDIATE").execute(&mut db).await.map_err(failed)?;
     let (application, version) = versions(&mut db).await.map_err(failed)?;
     if let Some(refusal) = refuse(application, version) {
-        return Err(StoreError::new(StoreErrorKind::Broken, format!("{}: {refusal}", doing())));
+        return Err(refused(refusal));
     }
     let first = usize::try_from(version).unwrap_or(0);
     for migration in &MIGRATIONS[first..] {
@@ -128,6 +132,19 @@ pub(super) async fn writer(
     begin_boot(&mut db, &boot).await.map_err(failed)?;
     sqlx::query("COMMIT").execute(&mut db).await.map_err(failed)?;
     Ok(db)
+}
+
+/// Why the file is none of ours, if it is there: before a connection that writes is opened, which changes the file's
+/// journal at once.
+async fn look(path: &Path) -> sqlx::Result<Option<String>> {
+    if std::fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0) {
+        let options = SqliteConnectOptions::new().filename(path).read_only(true).busy_timeout(BUSY_TIMEOUT);
+        let mut db = options.disable_statement_logging().connect().await?;
+        let (application, version) = versions(&mut db).await?;
+        db.close().await?;
+        return Ok(refuse(application, version));
+    }
+    Ok(None)
 }
 
 /// The file's `application_id`, or -1 if it is not ocore's and not empty; and its `user_version`.

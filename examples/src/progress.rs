@@ -12,7 +12,7 @@ use ocore_core::{
     engine::Engine,
     event::{Event, EventKind, LogLine, Progress, Stream, Unit},
     id::DeploymentId,
-    machine::Step,
+    machine::{Status, Step},
 };
 
 use crate::{Result, history};
@@ -70,6 +70,7 @@ struct Screen {
     bar: ProgressBar,
     on_terminal: bool,
     step: Option<(Step, DateTime<Utc>)>,
+    undoing: bool,
     /// When progress was written into the pipe last.
     told: Instant,
 }
@@ -79,7 +80,7 @@ impl Screen {
         let on_terminal = io::stdout().is_terminal() && io::stderr().is_terminal();
         let bar = if on_terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         bar.enable_steady_tick(Duration::from_millis(100));
-        Self { lines, bar, on_terminal, step: None, told: Instant::now() }
+        Self { lines, bar, on_terminal, step: None, undoing: false, told: Instant::now() }
     }
 
     fn show(&mut self, event: &Event) {
@@ -92,11 +93,17 @@ impl Screen {
                 self.print(&format!("  {failure}; trying again in {wait}"));
             }
             EventKind::Undoing { reason } => {
+                self.undoing = true;
                 self.leave(event.at, "✗", "broken off");
                 self.print(&format!("  undoing, because {reason}"));
             }
             EventKind::CancelRequested { actor } => self.print(&format!("  cancel asked for by {actor}")),
-            EventKind::Finished { .. } => self.leave(event.at, "✓", "done"),
+            EventKind::Finished { status, .. } => match status {
+                // Where there was an undo, it is the undo that is done.
+                Status::Failed if !self.undoing => self.leave(event.at, "✗", "failed"),
+                Status::Cancelled if !self.undoing => self.leave(event.at, "✗", "broken off"),
+                _ => self.leave(event.at, "✓", "done"),
+            },
             _ => {}
         }
     }

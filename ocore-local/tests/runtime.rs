@@ -403,6 +403,23 @@ async fn a_process_that_has_got_the_number_of_another_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_log_stays_within_its_limit() {
+    let (mut fixture, caller) = (fixture(), caller());
+    let limit = 1 << 20;
+    fixture.runtime = fixture.runtime.clone().log_size(limit);
+    let script = "yes 'a line of a talkative program' | head -c 30000000; echo the end; exec sleep 1000";
+    let started = fixture.start(&caller, script).await;
+    let context = caller.call(1, 1);
+    let last = async || fixture.runtime.tail(&context, caller.instance(), &started, 1).await.unwrap();
+    eventually("the program has written all", || async { last().await == ["the end"] }).await;
+    let files = fs::read_dir(fixture.state()).unwrap().map(|entry| entry.unwrap());
+    let logs = files.filter(|file| file.file_name().to_string_lossy().contains(".log"));
+    let kept: u64 = logs.map(|file| file.metadata().unwrap().len()).sum();
+    assert!(kept > limit && kept <= 2 * (limit + (4 << 20)), "{kept} bytes are kept");
+    fixture.withdraw(&caller).await;
+}
+
+#[tokio::test]
 async fn a_start_that_fails_leaves_no_dead_child() {
     let (fixture, caller) = (fixture(), caller());
     let release = fixture.script("").await;

@@ -30,16 +30,17 @@ fn repositories() {
     let site = serving();
     fs::create_dir(site.path("no repository")).unwrap();
     git2::Repository::init(site.path("empty")).unwrap();
-    check(&site, &["--repository", "nowhere"], 1, "nowhere");
-    check(&site, &["--repository", "no repository"], 1, "no repository");
-    check(&site, &["--repository", "empty"], 1, "empty");
+    check(&site, &["--repository", "nowhere"], 1, "nowhere: no such directory");
+    check(&site, &["--repository", "no repository"], 1, "the directory is not a git repository");
+    check(&site, &["--repository", "empty"], 1, "the repository is empty; push a commit first");
     check(&site, &["--repository", ""], 2, "the repository is empty; give a URL or a path");
-    check(&site, &["--repository", "file:///etc"], 1, "file");
+    check(&site, &["--repository", "file:///etc"], 1, "/etc: the directory is not a git repository");
     check(&site, &["--repository", "https://user:password@localhost/x.git"], 2, "holds a password");
-    check(&site, &["--repository", "repository", "--ref", "nowhere"], 1, "nowhere");
+    check(&site, &["--repository", "repository", "--ref", "nowhere"], 1, "  fetch     failed, ");
+    check(&site, &["--repository", "repository", "--ref", "nowhere"], 1, "find branch nowhere");
     check(&site, &["--ref=--upload-pack=x"], 2, "names no branch");
     check(&site, &["--ref", "a..b"], 2, "names no branch");
-    check(&site, &["--ref", "0123456"], 1, "0123456");
+    check(&site, &["--ref", "0123456"], 1, "no such commit");
 }
 
 #[test]
@@ -136,7 +137,27 @@ fn state_directories() {
     check(&site, &["--state", "new"], 2, "give --repository");
     fs::create_dir(site.path("corrupt")).unwrap();
     fs::write(site.path("corrupt/ocore.sqlite"), "this is no database".repeat(1000)).unwrap();
-    check(&site, &[&deploy[..], &["corrupt"]].concat(), 2, "ocore.sqlite");
+    check(&site, &[&deploy[..], &["corrupt"]].concat(), 2, "the file is not a database; choose another path");
+}
+
+#[test]
+fn a_state_file_of_a_newer_version_is_left_alone() {
+    let site = serving();
+    let (path, log) = (site.path(".ocore/ocore.sqlite"), site.path(".ocore/ocore.sqlite-wal"));
+    let (before, log_before) = (fs::read(&path).unwrap(), fs::read(&log).unwrap_or_default());
+    let mut newer = before.clone();
+    // The file's header holds the version of its schema, and whose file it is; both may still be in the log alone.
+    newer[60..64].copy_from_slice(&999_u32.to_be_bytes());
+    newer[68..72].copy_from_slice(b"ocor");
+    fs::write(&path, &newer).unwrap();
+    fs::write(&log, "").unwrap();
+    for arguments in [&["--ref", "main"][..], &["history"]] {
+        check(&site, arguments, 2, "this file was written by a newer ocore (schema 999; this one knows");
+    }
+    assert!(fs::read(&path).unwrap() == newer, "the file was changed");
+    fs::write(&path, &before).unwrap();
+    fs::write(&log, &log_before).unwrap();
+    assert_eq!(site.statuses(), ["Running"]);
 }
 
 #[test]

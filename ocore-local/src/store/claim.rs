@@ -18,6 +18,9 @@ use super::{
     row::{DeploymentRow, decode, environment_name, list, worker_bytes},
 };
 
+/// How long a worker that is over is remembered.
+const EXPIRED_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
+
 pub(super) async fn heartbeat(db: &mut SqliteConnection, worker: Worker, now: i64) -> sqlx::Result<Beat> {
     let lease = i64::try_from(worker.lease.as_nanos()).unwrap_or(i64::MAX);
     let extended = sqlx::query(
@@ -47,7 +50,14 @@ async fn held_by(db: &mut SqliteConnection, worker: WorkerId) -> sqlx::Result<Ve
 
 pub(super) async fn retire(db: &mut SqliteConnection, worker: WorkerId, now: i64) -> sqlx::Result<()> {
     let retire = sqlx::query("UPDATE workers SET lease_end = ?2 WHERE id = ?1 AND lease_end > ?2");
-    retire.bind(worker_bytes(worker)).bind(now).execute(db).await.map(drop)
+    retire.bind(worker_bytes(worker)).bind(now).execute(&mut *db).await?;
+    // Not at once: a worker that has lost its lease, and asks again, must be told so.
+    let forget = sqlx::query(
+        "DELETE FROM workers WHERE lease_end <= ?1
+           AND id NOT IN (SELECT holder FROM lanes WHERE holder IS NOT NULL)",
+    );
+    let since = now.saturating_sub(i64::try_from(EXPIRED_KEPT.as_nanos()).unwrap_or(i64::MAX));
+    forget.bind(since).execute(db).await.map(drop)
 }
 
 pub(super) async fn is_alive(db: &mut SqliteConnection, worker: WorkerId, now: i64) -> sqlx::Result<bool> {

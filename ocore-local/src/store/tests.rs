@@ -17,11 +17,18 @@ use super::{Durability, SqliteStore, open::Clock};
 pub(super) struct InFile {
     directory: tempfile::TempDir,
     clock: ManualClock,
+    durability: Durability,
 }
 
 impl InFile {
     pub(super) fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap(), clock: ManualClock::new(1) }
+        let directory = tempfile::tempdir().unwrap();
+        Self { directory, clock: ManualClock::new(1), durability: Durability::Relaxed }
+    }
+
+    /// One that is as durable as those of users are.
+    pub(super) fn durable() -> Self {
+        Self { durability: Durability::Full, ..Self::new() }
     }
 
     fn path(&self) -> PathBuf {
@@ -35,7 +42,7 @@ impl InFile {
     /// Opens the file on a machine that was booted under this name.
     async fn open_after(&self, boot: &'static str) -> SqliteStore {
         let clock = Clock::Manual(Arc::new(self.clock.clone()), boot);
-        SqliteStore::open_on(&self.path(), Durability::Relaxed, clock).await.unwrap()
+        SqliteStore::open_on(&self.path(), self.durability, clock).await.unwrap()
     }
 }
 
@@ -58,4 +65,10 @@ mod laws {
     use super::InFile;
 
     ocore_core::store_laws!(InFile::new());
+}
+
+mod laws_when_durable {
+    use super::InFile;
+
+    ocore_core::store_laws!(InFile::durable());
 }

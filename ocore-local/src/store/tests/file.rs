@@ -151,6 +151,47 @@ async fn a_dropped_call_leaves_no_transaction_open() {
 }
 
 #[tokio::test]
+async fn what_was_acknowledged_survives_a_power_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(directory.path().join("store.sqlite")).await.unwrap();
+    let pragmas = store.database.write_silently("ask", |db, _| {
+        Box::pin(async move {
+            let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *db).await?;
+            let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *db).await?;
+            let keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&mut *db).await?;
+            Ok((synchronous, journal, keys))
+        })
+    });
+    let full = 2;
+    assert_eq!(pragmas.await.unwrap(), (full, "wal".to_owned(), 1));
+}
+
+#[tokio::test]
+async fn workers_that_are_over_are_forgotten_after_a_day() {
+    let file = InFile::new();
+    let store = file.open().await;
+    store.save_environment(&environment("a")).await.unwrap();
+    store.enqueue(new(1, "a"), lab::at(0)).await.unwrap();
+    for number in 1..4 {
+        store.heartbeat(&worker(number)).await.unwrap();
+    }
+    // The lane still names the first.
+    assert!(matches!(store.claim(&worker(1), &[]).await.unwrap(), Claimed::Work(_)));
+    let known_after = async |passed, number| {
+        file.clock.advance(passed);
+        store.heartbeat(&worker(number)).await.unwrap();
+        store.retire(WorkerId::from_u128(number)).await.unwrap();
+        let ids = sqlx::query_scalar::<_, Vec<u8>>("SELECT id FROM workers ORDER BY id");
+        let ids = ids.fetch_all(&mut file.beside().await).await.unwrap();
+        ids.into_iter().map(|id| id[15]).collect::<Vec<_>>()
+    };
+    let day = Duration::from_secs(24 * 60 * 60);
+    assert_eq!(known_after(day / 2, 4).await, [1, 2, 3, 4]);
+    assert_eq!(store.heartbeat(&worker(2)).await.unwrap(), Beat::Expired);
+    assert_eq!(known_after(day * 3 / 4, 5).await, [1, 4, 5]);
+}
+
+#[tokio::test]
 async fn a_full_disk_is_told_in_words_and_nothing_is_half_written() {
     let file = InFile::new();
     let store = file.open().await;

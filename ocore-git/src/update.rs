@@ -69,7 +69,10 @@ pub(crate) fn update(
     let other = mirror.beside(lock);
     if let Err(fault) = fetch(&other, lock, download, stop) {
         mirror.sweep_beside(lock);
-        return Err(fault.of_the_repository());
+        stop.check()?;
+        // What is damaged need not be what is wanted: a rollback does not wait for the host.
+        let here = mirror.open().ok().flatten().and_then(|open| present_already(&open.repository, wanted));
+        return here.map(|commit| Fetched { commit, anew: false }).ok_or_else(|| fault.of_the_repository());
     }
     mirror.replace(&other, lock)?;
     let commit = find(mirror, download, wanted, stop).map_err(Fault::of_the_repository)?;

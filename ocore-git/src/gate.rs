@@ -50,6 +50,8 @@ use crate::{
 const CONNECTIONS_MAX: usize = 64;
 /// The wait after a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// What is read at a time.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// How much is looked at before other tasks get their turn: it may unpack to a thousand times as much.
 const LOOK_BYTES: usize = 4 * 1024;
 /// What the host may send for each branch or tag that it lists.
@@ -290,14 +292,17 @@ impl Way {
         mut far: WriteHalf<impl AsyncWrite>,
         pulse: &Pulse,
     ) -> Result<(), End> {
-        let mut buffer = vec![0; 64 * 1024];
+        let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             let count = near.read(&mut buffer).await.map_err(|_| End::Near)?;
             if count == 0 {
                 return Err(End::Near);
             }
             pulse.beat();
-            far.write_all(&buffer[..count]).await.transient(self.talk())?;
+            if far.write_all(&buffer[..count]).await.is_err() {
+                // The host listens no more: what it has answered counts.
+                return Ok(());
+            }
         }
     }
 
@@ -307,7 +312,7 @@ impl Way {
         mut near: WriteHalf<impl AsyncWrite>,
         pulse: &Pulse,
     ) -> Result<(), End> {
-        let mut buffer = vec![0; 64 * 1024];
+        let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             let count = far.read(&mut buffer).await.transient(self.talk())?;
             if count == 0 {
@@ -344,6 +349,7 @@ impl Way {
                 break;
             }
             bytes.clear();
+            bytes.reserve(BUFFER_BYTES);
             let count = far.read_buf(&mut bytes).await.transient(self.talk())?;
             if count == 0 && body.may_end() {
                 break;
@@ -382,7 +388,7 @@ impl Way {
         far: &mut ReadHalf<impl AsyncRead>,
         pulse: &Pulse,
     ) -> Result<(Vec<u8>, Body, Vec<u8>)> {
-        let mut read = Vec::new();
+        let mut read = Vec::with_capacity(BUFFER_BYTES);
         loop {
             let count = far.read_buf(&mut read).await.transient(self.talk())?;
             pulse.beat();

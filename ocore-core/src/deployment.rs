@@ -78,7 +78,7 @@ pub struct KeptByStore {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Timings {
-    /// From the request to the first claim.
+    /// From the request to the first claim: the time between two time stamps, made by different processes.
     pub queue_wait: Duration,
     /// Fetch and build, waits for retries included.
     pub build: Duration,

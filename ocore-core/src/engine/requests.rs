@@ -94,6 +94,9 @@ impl Engine {
     pub async fn deploy(&self, request: DeployRequest) -> Result<Accepted, EngineError> {
         let record = self.environment(&request.environment).await?;
         let environment = &record.environment;
+        if let Some(accepted) = self.accepted_before(environment.name(), request.key.as_deref()).await? {
+            return Ok(accepted);
+        }
         let revision = match request.revision {
             Some(revision) => revision,
             None => match environment.branch().exact() {

@@ -123,6 +123,18 @@ async fn a_push_that_one_environment_refuses_reaches_the_others() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_was_accepted_is_answered_again_whatever_has_changed() {
+    let stage = Stage::new().await;
+    let request = DeployRequest::manual("shop").idempotency_key("k");
+    let once = stage.engine.deploy(request.clone()).await.unwrap();
+    stage.engine.save_environment(shop().branch("release/*")).await.unwrap();
+    let refused = stage.engine.deploy(DeployRequest::manual("shop")).await.unwrap_err();
+    assert!(matches!(refused, EngineError::NoRevision { .. }), "{refused}");
+    let twice = stage.engine.deploy(request).await.unwrap();
+    assert_eq!((twice.id, twice.existing), (once.id, true));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_empty_key_is_refused() {
     let stage = Stage::new().await;
     let push = |delivery| Push::new("https://git.example.org/shop", "main", "a".repeat(40), delivery);

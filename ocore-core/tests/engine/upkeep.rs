@@ -158,7 +158,7 @@ async fn an_image_that_a_rollback_has_found_is_not_removed() {
 /// Time goes on as soon as nobody has anything else to do.
 async fn go_on(clock: ManualClock) {
     loop {
-        for _ in 0..200 {
+        for _ in 0..50 {
             tokio::task::yield_now().await;
         }
         if let Some(next) = clock.next_wake() {

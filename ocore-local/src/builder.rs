@@ -197,7 +197,7 @@ impl Build {
         Ok(procfile)
     }
 
-    /// What earlier calls of this deployment left unfinished.
+    /// What earlier calls of this deployment, and processes that are gone, left unfinished.
     fn remove_leftovers(&self) -> Result<()> {
         let deployment = format!("{}-", self.context.deployment());
         let renamed = partial(&self.releases.join(&self.name), &durable::unique());
@@ -205,8 +205,9 @@ impl Build {
             let found = found.at("list", &self.releases)?;
             let name = found.file_name();
             let name = name.to_string_lossy();
-            let rest = name.strip_prefix(&deployment).and_then(|rest| rest.strip_suffix(PARTIAL));
-            if rest.is_some_and(|rest| durable::is_of_earlier_call(rest, self.context.fence(), &self.call)) {
+            let Some(left) = name.strip_suffix(PARTIAL) else { continue };
+            let earlier = |left| durable::is_of_earlier_call(left, self.context.fence(), &self.call);
+            if left.strip_prefix(&deployment).is_some_and(earlier) || durable::is_of_dead_process(left) {
                 durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
             }
         }

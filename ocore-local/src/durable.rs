@@ -15,6 +15,8 @@ use ocore_core::{
     port::{Classify, Result},
 };
 
+use crate::process::Process;
+
 /// Writes a file so that there is the old content or the new, never a part: beside, synced, renamed.
 pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut name = OsString::from(".");
@@ -74,6 +76,13 @@ pub(crate) fn is_of_earlier_call(left: &str, fence: Fence, call: &str) -> bool {
         Ok(left_fence) => left_fence < fence,
         Err(_) => false,
     }
+}
+
+/// Whether something that a call left behind, named `….CALL`, was made by a process that is gone: nobody goes on with it.
+pub(crate) fn is_of_dead_process(left: &str) -> bool {
+    let call = left.rsplit_once('.').and_then(|(_, call)| call.split_once('-'));
+    let process = call.and_then(|(process, number)| number.parse::<u64>().ok().and(process.parse().ok()));
+    process.is_some_and(|pid: i32| Process::read(pid).is_none_or(|process| process.ended))
 }
 
 /// Removes a directory that somebody may still write into: renamed away, nothing new comes into it, and it never looks
@@ -180,6 +189,15 @@ mod tests {
         check("7.100-6", false);
         check("7.99-6", true);
         check("notes", false);
+    }
+
+    #[test]
+    fn what_a_dead_process_left_is_known_by_its_number() {
+        let mut child = process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        assert!(is_of_dead_process(&format!("id-7.{}-0", child.id())));
+        assert!(!is_of_dead_process(&format!("id-7.{}", unique())));
+        assert!(!is_of_dead_process("notes"));
     }
 
     #[test]

@@ -82,7 +82,8 @@ impl Take {
         format!("{}-{}-", self.context.deployment(), self.instance)
     }
 
-    /// The directory of snapshots, without what earlier calls for this deployment and instance left unfinished.
+    /// The directory of snapshots, without what earlier calls for this deployment and instance, and processes that are
+    /// gone, left unfinished.
     fn prepare(&self) -> Result<()> {
         if let Some(root) = self.snapshots.parent() {
             durable::create_directories(root).at("make", root)?;
@@ -97,8 +98,9 @@ impl Take {
         for found in fs::read_dir(&self.snapshots).at("list", &self.snapshots)? {
             let found = found.at("list", &self.snapshots)?;
             let name = found.file_name().to_string_lossy().into_owned();
-            let rest = name.strip_prefix(&self.stem()).and_then(|rest| rest.strip_suffix(PARTIAL));
-            if rest.is_some_and(|rest| durable::is_of_earlier_call(rest, self.context.fence(), &self.call)) {
+            let Some(left) = name.strip_suffix(PARTIAL) else { continue };
+            let earlier = |left| durable::is_of_earlier_call(left, self.context.fence(), &self.call);
+            if left.strip_prefix(&self.stem()).is_some_and(earlier) || durable::is_of_dead_process(left) {
                 durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
             }
         }

@@ -9,6 +9,7 @@ use std::{
 
 use ocore_core::{
     deployment::Deployment,
+    event::EventKind,
     machine::Status,
     port::{EnvironmentRecord, Filter, SnapshotState},
 };
@@ -20,6 +21,7 @@ use sqlx::{Connection as _, sqlite::SqliteConnectOptions};
 
 use crate::{
     Site, World,
+    engine::CANARY,
     model::{Data, Model},
     processes,
 };
@@ -39,7 +41,7 @@ impl Findings {
 pub(crate) async fn everything(world: &World, kills: usize) -> Result<()> {
     let mut findings = Findings::default();
     let (mut counts, mut known) = (BTreeMap::<Status, usize>::new(), BTreeSet::new());
-    let mut snapshots = BTreeSet::new();
+    let (mut snapshots, mut takeovers) = (BTreeSet::new(), 0);
     for site in &world.sites {
         let record = world.engine.environment(site.name).await?;
         let deployments = history(world, site).await?;
@@ -48,7 +50,9 @@ pub(crate) async fn everything(world: &World, kills: usize) -> Result<()> {
             *counts.entry(deployment.status()).or_default() += 1;
         }
         in_order(&deployments, &mut findings);
-        let model = deployments.iter().fold(Model::default(), |model, it| model.fold(it, &site.commits));
+        let fold = |model: Model, it| model.fold(it, &site.commits, &world.written);
+        let model = deployments.iter().fold(Model::default(), fold);
+        takeovers += count_takeovers(world, &deployments).await?;
         serves(world, site, &record, &model, &mut findings);
         holds(world, site, &model.data, &mut findings)?;
         for snapshot in world.engine.snapshots(site.name).await? {
@@ -57,7 +61,14 @@ pub(crate) async fn everything(world: &World, kills: usize) -> Result<()> {
             snapshots.insert(snapshot.snapshot.reference);
         }
     }
-    eprintln!("{} deployments: {counts:?}", known.len());
+    eprintln!("{} deployments: {counts:?}, {takeovers} taken over", known.len());
+    findings.expect(takeovers > kills / 10, || {
+        format!("{kills} kills, and only {takeovers} steps were taken over")
+    });
+    let shown = files_with(&world.home, CANARY);
+    findings.expect(shown.is_empty(), || format!("a secret is in {shown:?}"));
+    let findable = files_with(&world.home, "sample-app serve");
+    findings.expect(!findable.is_empty(), || "the search for secrets finds nothing at all".to_owned());
     findings.expect(known == world.accepted, || "what was accepted is not what the history has".to_owned());
     for status in [Status::Running, Status::RolledBack, Status::Cancelled] {
         findings.expect(counts.contains_key(&status), || {
@@ -85,6 +96,41 @@ async fn history(world: &World, site: &Site) -> Result<Vec<Deployment>> {
             return Ok(deployments);
         }
     }
+}
+
+/// How many steps were begun again by another worker than the one that had begun them.
+async fn count_takeovers(world: &World, deployments: &[Deployment]) -> Result<usize> {
+    let mut count = 0;
+    for deployment in deployments {
+        let (mut watch, mut begun) = (world.engine.watch(deployment.id).await?, None);
+        while let Some(event) = watch.next().await? {
+            match event.kind {
+                EventKind::Began { step } if begun.replace(step) == Some(step) => count += 1,
+                EventKind::Retrying { .. } => begun = None,
+                _ => {}
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// The files that hold this text.
+fn files_with(directory: &Path, text: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files_with(&path, text)),
+            Ok(kind) if kind.is_file() => {
+                let content = fs::read(&path).unwrap_or_default();
+                found.extend(
+                    content.windows(text.len()).any(|window| window == text.as_bytes()).then_some(path),
+                );
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Every deployment is over, and none began before the one ahead of it was.
@@ -132,18 +178,24 @@ fn serves(world: &World, site: &Site, record: &EnvironmentRecord, model: &Model,
 fn holds(world: &World, site: &Site, expected: &Data, findings: &mut Findings) -> Result<()> {
     let name = site.name;
     let store = Store::new(data_directory(world, site));
-    let found =
-        Data { schema: store.schema()?, migrations: store.migrations()?, releases: store.releases()? };
+    let found = Data {
+        schema: store.schema()?,
+        migrations: store.migrations()?,
+        releases: store.releases()?,
+        rows: expected.rows.clone(),
+    };
     findings
         .expect(found == *expected, || format!("{name}: the data is {found:?}, and must be {expected:?}"));
     if let Some(schema) = expected.schema {
         let beside = tempfile::tempdir()?;
         let reference = Store::new(beside.path());
         reference.migrate(schema, "", || ())?;
+        expected.rows.iter().try_for_each(|row| reference.add(row))?;
         let (rows, wanted) = (store.rows().map_err(|error| error.to_string()), reference.rows()?);
-        findings.expect(rows.as_ref() == Ok(&wanted) && wanted.len() == FIRST_ROWS.len(), || {
-            format!("{name}: the rows are {rows:?}, and must be {wanted:?}")
-        });
+        findings.expect(
+            rows.as_ref() == Ok(&wanted) && wanted.len() == FIRST_ROWS.len() + expected.rows.len(),
+            || format!("{name}: the rows are {rows:?}, and must be {wanted:?}"),
+        );
     }
     Ok(())
 }
@@ -172,6 +224,10 @@ fn left_over(home: &Path, snapshots: &BTreeSet<String>, findings: &mut Findings)
         }
     }
     walk(home, &mut left);
+    let partial = left.iter().filter(|path| path.extension().is_some_and(|extension| extension == "partial"));
+    let partial: Vec<_> = partial.collect();
+    findings
+        .expect(partial.is_empty(), || format!("half made by killed workers, and not removed: {partial:?}"));
     left
 }
 

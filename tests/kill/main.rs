@@ -27,9 +27,8 @@ use ocore_core::{
 };
 use ocore_examples::{Result, http, sample_app::Manifest, sample_repository::SampleRepository, teardown};
 
-use crate::{chance::Chance, processes::Worker};
+use crate::{chance::Chance, engine::ENVIRONMENTS, processes::Worker};
 
-const ENVIRONMENTS: [&str; 3] = ["north", "south", "west"];
 const KILLS: usize = 60;
 /// Two at a time: what the killed one held, the other takes over while it is killed in its turn.
 const WORKERS: usize = 2;
@@ -37,6 +36,8 @@ const WORKERS: usize = 2;
 const OPEN_MAX: usize = 4;
 /// How many schemas the releases of an environment have.
 const SCHEMAS: u32 = 12;
+/// After so many kills everything comes to rest, and users write.
+const KILLS_PER_ROUND: usize = 15;
 /// After the last kill, everything must have come to rest within this time.
 const HEAL_MAX: Duration = Duration::from_secs(120);
 
@@ -69,6 +70,8 @@ pub(crate) struct World {
     /// Everything that was accepted.
     accepted: BTreeSet<DeploymentId>,
     deliveries: u32,
+    /// What users have written while a deployment was live.
+    written: BTreeMap<DeploymentId, Vec<String>>,
 }
 
 /// An environment and its repository.
@@ -127,12 +130,22 @@ impl World {
         }
         let (chance, home) = (Chance::new(seed), home.to_owned());
         let (workers, accepted) = (Vec::new(), BTreeSet::new());
-        Ok(Self { home, engine, runtime, chance, sites, workers, accepted, deliveries: 0 })
+        Ok(Self {
+            home,
+            engine,
+            runtime,
+            chance,
+            sites,
+            workers,
+            accepted,
+            deliveries: 0,
+            written: BTreeMap::new(),
+        })
     }
 
     async fn test(&mut self, kills: usize) -> Result<()> {
         self.hire()?;
-        for _ in 0..kills {
+        for kill in 1..=kills {
             let until = Instant::now() + Duration::from_millis(self.chance.within(200..1800));
             while Instant::now() < until {
                 self.ask().await?;
@@ -141,6 +154,14 @@ impl World {
             let victim = self.chance.below(self.workers.len());
             self.workers.swap_remove(victim).kill()?;
             self.hire()?;
+            if kill % KILLS_PER_ROUND == 0 {
+                self.heal().await?;
+                self.write(kill).await?;
+            }
+        }
+        // The last deployments find what the killed ones have left.
+        for index in 0..self.sites.len() {
+            self.deploy(index).await?;
         }
         self.heal().await?;
         for worker in self.workers.drain(..) {
@@ -152,6 +173,17 @@ impl World {
     fn hire(&mut self) -> Result<()> {
         while self.workers.len() < WORKERS {
             self.workers.push(Worker::start(&self.home)?);
+        }
+        Ok(())
+    }
+
+    /// A user of each environment that serves writes something, and is told that it is kept.
+    async fn write(&mut self, number: usize) -> Result<()> {
+        for site in &self.sites {
+            let Some(live) = self.engine.environment(site.name).await?.live else { continue };
+            let row = format!("User {number}");
+            http::post(site.port, "/rows", &row)?;
+            self.written.entry(live.deployment).or_default().push(row);
         }
         Ok(())
     }

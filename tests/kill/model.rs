@@ -17,6 +17,8 @@ pub(crate) struct Data {
     pub(crate) schema: Option<u32>,
     pub(crate) migrations: Vec<String>,
     pub(crate) releases: Vec<String>,
+    /// What users have written.
+    pub(crate) rows: Vec<String>,
 }
 
 impl Data {
@@ -47,7 +49,12 @@ pub(crate) struct Model {
 
 impl Model {
     /// Only deployments that ended Running change anything; all others leave no trace.
-    pub(crate) fn fold(mut self, deployment: &Deployment, commits: &BTreeMap<String, Manifest>) -> Self {
+    pub(crate) fn fold(
+        mut self,
+        deployment: &Deployment,
+        commits: &BTreeMap<String, Manifest>,
+        written: &BTreeMap<DeploymentId, Vec<String>>,
+    ) -> Self {
         if deployment.status() != Status::Running {
             return self;
         }
@@ -68,6 +75,7 @@ impl Model {
         };
         assert_eq!(data.schema, Some(manifest.schema), "{id} runs on data of another schema");
         self.data = data.served_by(id);
+        self.data.rows.extend(written.get(&id).into_iter().flatten().cloned());
         self.left.insert(id, (manifest.clone(), self.data.clone()));
         self.live = Some((id, manifest));
         self

@@ -6,7 +6,8 @@
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::{
-    fs, io,
+    collections::VecDeque,
+    fs,
     path::{Path, PathBuf},
     process::Stdio,
 };
@@ -19,8 +20,7 @@ use ocore_core::{
 };
 use rustix::process::{Pid, Signal};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    net::unix::pipe,
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
     process::Command,
 };
 
@@ -37,9 +37,7 @@ impl Builder for MakeBuilder {
         if !self.locate(context, &image).await? {
             // Beside the images, and removed on every way out but the last: nothing half-built has the final name.
             let partial = tempfile::tempdir_in(&self.images).transient("make a directory")?;
-            let destination = format!("DESTDIR={}", partial.path().display());
-            run(context, Command::new("make").args(["install", &destination]).current_dir(&checkout.path))
-                .await?;
+            make(context, &checkout.path, partial.path()).await?;
             fs::rename(partial.keep(), self.images.join(&image.reference)).permanent("keep the image")?;
         }
         Ok(image)
@@ -61,31 +59,43 @@ impl Builder for MakeBuilder {
     }
 }
 
-/// Runs a program to its end and shows what it prints; cancelled or dropped, it ends with all its children.
-async fn run(context: &Context, command: &mut Command) -> Result<()> {
-    let (output, writer) = io::pipe().transient("make a pipe")?;
-    command.stdin(Stdio::null()).stdout(writer.try_clone().transient("share the pipe")?).stderr(writer);
-    let mut child = command.process_group(0).spawn().permanent("start make: is it installed?")?;
-    // The command holds the pipe's other end open until it is given other outputs.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)));
-    let output = pipe::Receiver::from_owned_fd(output.into()).transient("read the pipe")?;
-    let (mut lines, mut shown) = (BufReader::new(output).lines(), Vec::new());
-    while let Some(line) = tokio::select! {
+/// Runs `make install` and shows what it prints, the last lines also in the error; cancelled or dropped, it ends with
+/// all its children.
+async fn make(context: &Context, sources: &Path, destination: &Path) -> Result<()> {
+    let mut command = Command::new("sh");
+    command.args(["-c", "exec make install DESTDIR=\"$0\" 2>&1"]).arg(destination).current_dir(sources);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+    let mut child = command.spawn().transient("start a shell")?;
+    let group = Group(child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)));
+    let mut output = BufReader::new(child.stdout.take().expect("it is piped"));
+    let mut tail = VecDeque::new();
+    let ended = async {
+        loop {
+            let mut line = Vec::new();
+            let read = (&mut output).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await;
+            if read.transient("read what make prints")? == 0 {
+                return child.wait().await.transient("wait for make");
+            }
+            let line = String::from_utf8_lossy(&line);
+            context.output(Stream::Stdout, line.trim_end());
+            tail.push_back(line.trim_end().to_owned());
+            tail.drain(..tail.len().saturating_sub(TAIL_LINES));
+        }
+    };
+    let status = tokio::select! {
         () = context.cancelled() => return Err(Error::cancelled()),
-        line = lines.next_line() => line.permanent("read what make prints")?,
-    } {
-        context.output(Stream::Stdout, &line);
-        shown.push(line);
-    }
-    let status = child.wait().await.transient("wait for make")?;
-    group.0 = None;
+        status = ended => status?,
+    };
+    // It has ended: its number may soon be another's.
+    std::mem::forget(group);
     if status.success() {
         return Ok(());
     }
-    let tail = shown.split_off(shown.len().saturating_sub(20));
     Err(Error::permanent(format!("make failed: {status}")).with_detail(tail))
 }
+
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+const TAIL_LINES: usize = 20;
 
 /// A program and all that it started: killed when this goes away before its end.
 struct Group(Option<Pid>);
@@ -196,6 +206,18 @@ mod tests {
     }
 
     ocore_core::builder_laws!(fixture());
+
+    #[tokio::test]
+    async fn any_output_is_shown_and_no_more_of_it_kept_than_helps() {
+        let fixture = fixture();
+        let loud = "install:\n\tprintf '\\377 odd\\n'; seq 100000; head -c 200000 /dev/zero; false\n";
+        let caller = sample::caller();
+        let checkout = sample::checkout(fixture.sources.path(), loud);
+        let error = fixture.builder.build(&caller.call(1, 1), &checkout).await.unwrap_err();
+        let kept: usize = error.detail().iter().map(String::len).sum();
+        assert!(error.detail().len() <= TAIL_LINES && kept <= 5 << 16, "{kept} bytes are kept");
+        assert!(caller.lines().iter().any(|(_, line)| line == "\u{fffd} odd"), "a line is not shown");
+    }
 
     #[tokio::test]
     async fn a_build_that_is_dropped_stops_with_all_its_children() {

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use ocore_core::testing::{faults::Fault, mutants::Mutant};
 use ocore_tests::{
     cluster,
-    plan::Plan,
+    plan::{Act, Kind, Plan},
     sweep::{self, Summary},
 };
 
@@ -57,6 +57,17 @@ fn bugs_that_are_easy_to_find_are_found_soon() {
         let summary = sweep::run(150, 1, plan, || ());
         assert!(!summary.failures.is_empty(), "{mutant:?} was not found");
     }
+}
+
+#[test]
+fn what_was_revived_and_cannot_be_looked_at_is_not_taken_for_what_serves() {
+    // What served before exits when it is revived for the first time.
+    let script = vec![Act::Deploy(Kind::Slow), Act::Settle, Act::Deploy(Kind::Unhealthy)];
+    let always = Some(("runtime", "inspect", Fault::Refused));
+    let plan = Plan { script, always, ..Plan::scenario("first").expect("there is such a scenario") };
+    let summary = sweep::run(1, 1, |_| plan.clone(), || ());
+    check(&summary);
+    assert!(summary.marks.contains_key("Undone"), "{:?}", summary.marks);
 }
 
 #[test]

@@ -465,10 +465,7 @@ async fn healthy(
 
 /// An instance that has ended will not become healthy. One that cannot be looked at may.
 async fn still_up(caller: &Caller, job: &Job, instance: &Instance, started: &Started) -> Result<(), Sick> {
-    let context = caller.context(job).for_instance(&instance.name);
-    let timeout = Caller::policy(job).health.check_timeout;
-    let inspect = caller.shared.runtime.inspect(&context, instance, started);
-    match caller.answer(&context, timeout, inspect).await {
+    match look(caller, job, instance, started).await {
         Ok(Observation::Down { reason, log_tail }) => Err(Sick::Ended(caller.fail(
             FailureClass::Permanent,
             format!("it ended while it was probed: {reason}"),
@@ -476,6 +473,32 @@ async fn still_up(caller: &Caller, job: &Job, instance: &Instance, started: &Sta
         ))),
         Ok(Observation::Up) | Err(_) => Ok(()),
     }
+}
+
+async fn is_seen_up(
+    caller: &Caller,
+    job: &Job,
+    started: &[(&Instance, &Started)],
+    name: &InstanceName,
+) -> bool {
+    match started.iter().find(|(instance, _)| instance.name == *name) {
+        Some((instance, started)) => {
+            matches!(look(caller, job, instance, started).await, Ok(Observation::Up))
+        }
+        None => false,
+    }
+}
+
+async fn look(
+    caller: &Caller,
+    job: &Job,
+    instance: &Instance,
+    started: &Started,
+) -> Result<Observation, Failure> {
+    let context = caller.context(job).for_instance(&instance.name);
+    let timeout = Caller::policy(job).health.check_timeout;
+    let inspect = caller.shared.runtime.inspect(&context, instance, started);
+    caller.answer(&context, timeout, inspect).await
 }
 
 /// The last lines of the instance's own log; empty if they cannot be had.
@@ -508,7 +531,7 @@ impl Perform for Withdraw {
 impl Perform for Revive {
     /// Revives all instances, those too that an earlier attempt revived: what runs goes on. Then it waits until they
     /// are healthy. One that has ended is revived again by the next attempt; one that runs but does not become healthy
-    /// is what there was before, and no reason to leave the environment to a person.
+    /// is what there was before, and no reason to leave the environment to a person. To run it must have been seen.
     async fn perform(&self, caller: &Caller) -> Report<Self::Evidence, Self::Kept> {
         let (job, previous) = (self.job(), self.previous());
         let deadline = Caller::policy(job).deadlines.start;
@@ -524,17 +547,21 @@ impl Perform for Revive {
             let instances = previous.instances.iter();
             let started: Vec<_> =
                 instances.filter_map(|(name, live)| Some((&live.instance, revived.get(name)?))).collect();
+            let mut gone = Vec::new();
             for (name, sick) in sick(caller, job, &started).await {
-                match sick {
-                    Sick::Ended(failure) => {
-                        revived.remove(&name);
-                        failures.push(Failure { class: FailureClass::Transient, ..failure }.of(&name));
-                    }
-                    Sick::NotHealthy(failure) => {
-                        let context = caller.context(job).for_instance(&name);
-                        context.log(format!("what served before runs again, but: {}", failure.message));
-                    }
+                let is_up =
+                    matches!(sick, Sick::NotHealthy(_)) && is_seen_up(caller, job, &started, &name).await;
+                let failure = sick.failure();
+                if is_up {
+                    let context = caller.context(job).for_instance(&name);
+                    context.log(format!("what served before runs again, but: {}", failure.message));
+                } else {
+                    gone.push((name, failure));
                 }
+            }
+            for (name, failure) in gone {
+                revived.remove(&name);
+                failures.push(Failure { class: FailureClass::Transient, ..failure }.of(&name));
             }
         }
         report(revived, failures, |revived| revived)

@@ -30,7 +30,7 @@ use ocore_core::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    journal::Journal,
+    journal::{Journal, Journals},
     plan::{Blow, Plan, random_blow},
     script,
     verdict::{self, CANARY, now},
@@ -38,6 +38,8 @@ use crate::{
 };
 
 pub(crate) const ENVIRONMENT: &str = "shop";
+pub(crate) const ELSEWHERE: &str = "blog";
+const NAMES: [&str; 2] = [ENVIRONMENT, ELSEWHERE];
 pub(crate) const REPOSITORY: &str = "https://git.example.org/shop.git";
 
 /// Everything that is asked for is asked for within this time, whatever fails.
@@ -88,7 +90,7 @@ pub(crate) struct Cluster {
     pub(crate) plan: Plan,
     pub(crate) world: World,
     pub(crate) store: MemoryStore,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) journals: Arc<Journals>,
     pub(crate) clock: Arc<SimExecutor>,
     faults: Faults,
     root: Process,
@@ -133,26 +135,31 @@ pub fn run(plan: &Plan) -> Outcome {
     let polls = sim.polls();
     let (calls, worker_polls) = (cluster.faults.calls(), cluster.worker_polls());
     if ended == Ended::OutOfPolls {
-        cluster.journal.lock().blame("I10: a livelock".to_owned());
+        cluster.journal().lock().blame("I10: a livelock".to_owned());
     }
     cluster.heal(client);
     let limit = sim.now() + HEAL_MAX;
     let ended = sim.run_until(limit, || cluster.at_rest.load(Ordering::Relaxed));
     if ended != Ended::Done {
-        cluster.journal.lock().blame(format!("L1: not at rest {HEAL_MAX:?} after healing: {ended:?}"));
+        cluster.journal().lock().blame(format!("L1: not at rest {HEAL_MAX:?} after healing: {ended:?}"));
     }
+    // What the last deployment has left over is cleaned up.
+    sim.run_until(sim.now() + CLEAN_UP, || false);
     cluster.end_workers();
     let hits = cluster.faults.hits();
     if hits.keys().any(|(_, fault)| fault.is_late()) {
         sim.run_until(sim.now() + LATE_MAX, || false);
     }
-    verdict::check(&cluster.journal, &cluster.store, plan.is_thorough());
+    cluster.check(plan.is_thorough());
+    // A slow call may still be cleaning up.
+    if plan.odds.slow == 0 {
+        verdict::check_leftovers(&cluster.journals, &cluster.store, cluster.broken_off(&hits));
+    }
     if plan.is_thorough() {
         cluster.check_that_recovery_changes_nothing(&sim);
     }
-    let accepted = cluster.journal.lock();
     Outcome {
-        violations: accepted.violations.clone(),
+        violations: cluster.journals.all().flat_map(|it| it.lock().violations.clone()).collect(),
         calls,
         calls_in_all: cluster.faults.call_count(),
         hits,
@@ -161,7 +168,7 @@ pub fn run(plan: &Plan) -> Outcome {
         accepted_at: cluster.lock().asked.iter().map(|(act, (_, poll))| (*act, *poll)).collect(),
         polls_in_all: sim.polls(),
         virtual_time: sim.now(),
-        marks: accepted.marks.clone(),
+        marks: cluster.marks(),
         trace: sim.trace(),
     }
 }
@@ -171,12 +178,13 @@ impl Cluster {
         let root = sim.process("world");
         let clock = root.executor();
         let (world, store) = (World::on(clock.clone()), MemoryStore::new(clock.clone()));
-        let environment = environment(&plan);
+        let environments: Vec<_> =
+            NAMES.into_iter().take(plan.environments).map(|it| environment(&plan, it)).collect();
         let client = root.sibling("client");
-        let _saved = now(store.save_environment(&environment));
-        let instances = environment.instances().iter().map(|instance| instance.name.clone()).collect();
-        let name = environment.name().clone();
-        let journal = Arc::new(Journal::new(world.clone(), clock.clone(), name, instances, timing()));
+        for environment in &environments {
+            let _saved = now(store.save_environment(environment));
+        }
+        let journals = Journals::new(&world, &clock, &environments, plan.is_thorough(), timing());
         if plan.is_thorough() {
             world.leak(Secret::new(CANARY));
         }
@@ -202,7 +210,7 @@ impl Cluster {
             plan,
             world,
             store,
-            journal,
+            journals: Arc::new(journals),
             clock,
             faults,
             root,
@@ -215,14 +223,14 @@ impl Cluster {
     }
 
     fn begin(self: &Arc<Self>) -> Engine {
-        let journal = self.journal.clone();
+        let journals = self.journals.clone();
         let users = Mutex::new(Chance::new(self.plan.seed ^ 0x0005_e125));
         self.faults.watch(move |issued| {
             if issued.caller != CLIENT {
-                journal.issued(issued);
+                journals.all().for_each(|journal| journal.issued(issued));
             }
             if users.lock().unwrap_or_else(PoisonError::into_inner).is(1, 4) {
-                journal.users_write();
+                journals.all().for_each(Journal::users_write);
             }
         });
         for number in 0..self.plan.workers {
@@ -258,20 +266,49 @@ impl Cluster {
 
     /// After the end, one more recovery finds nothing to do (I20).
     fn check_that_recovery_changes_nothing(self: &Arc<Self>, sim: &Sim) {
-        let before = self.journal.lock().entries;
+        let entries = || self.journals.all().map(|journal| journal.lock().entries).sum::<u64>();
+        let before = entries();
         self.start_worker(0);
         sim.run_until(sim.now() + timing().lease * 2, || false);
         self.end_workers();
-        let after = self.journal.lock().entries;
+        let after = entries();
         if after != before {
-            self.journal.lock().blame(format!("I20: {} writes after the end", after - before));
+            self.journal().lock().blame(format!("I20: {} writes after the end", after - before));
         }
-        verdict::check(&self.journal, &self.store, false);
+        self.check(false);
+    }
+
+    /// How often something was broken off that may have left something over.
+    fn broken_off(&self, hits: &BTreeMap<(Call, Fault), u64>) -> u64 {
+        let started_again = self.lock().started - self.plan.workers;
+        let accepted = self.marks();
+        let marks = ["takeover", "fenced", "cancel requested"].map(|mark| accepted.get(mark));
+        let struck = self.plan.blows.len() + started_again;
+        hits.values().chain(marks.into_iter().flatten()).sum::<u64>() + struck as u64
+    }
+
+    fn check(&self, thorough: bool) {
+        self.journals.all().for_each(|journal| verdict::check(journal, &self.store, thorough));
+    }
+
+    fn marks(&self) -> BTreeMap<&'static str, u64> {
+        let mut marks = BTreeMap::new();
+        for journal in self.journals.all() {
+            for (mark, count) in &journal.lock().marks {
+                *marks.entry(*mark).or_default() += count;
+            }
+        }
+        marks
+    }
+
+    /// The journal of the environment that nearly everything is about.
+    pub(crate) fn journal(&self) -> &Journal {
+        self.journals.first()
     }
 
     fn engine(&self, caller: usize, executor: Arc<SimExecutor>) -> Engine {
         let (faults, world) = (&self.faults, &self.world);
-        let store = Watched { store: self.store.clone(), journal: self.journal.clone(), caller };
+        let store = Watched { store: self.store.clone(), journals: self.journals.clone(), caller };
         Engine::builder()
             .store(faults.wrap_for(caller, store))
             .source(faults.wrap_for(caller, world.source()))
@@ -297,10 +334,10 @@ impl Cluster {
         let engine = self.engine(number, process.executor_with_skew(skew));
         let (shutdown, ended) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
         process.spawn({
-            let (journal, shutdown, ended) = (self.journal.clone(), shutdown.clone(), ended.clone());
+            let (journals, shutdown, ended) = (self.journals.clone(), shutdown.clone(), ended.clone());
             async move {
                 if let Err(error) = engine.run_until(shutdown.cancelled()).await {
-                    journal.lock().blame(format!("a worker gave up: {error}"));
+                    journals.first().lock().blame(format!("a worker gave up: {error}"));
                 }
                 ended.store(true, Ordering::Relaxed);
             }
@@ -421,18 +458,21 @@ fn timing() -> Timing {
 
 thread_local! {
     /// To check an environment takes longer than to copy it.
-    static ENVIRONMENTS: RefCell<BTreeMap<(usize, bool, bool), Environment>> = const { RefCell::new(BTreeMap::new()) };
+    static ENVIRONMENTS: RefCell<BTreeMap<(&'static str, [usize; 3]), Environment>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-fn environment(plan: &Plan) -> Environment {
-    let key = (plan.instances, plan.after_stop, plan.small_retention);
-    ENVIRONMENTS.with_borrow_mut(|known| known.entry(key).or_insert_with(|| new_environment(plan)).clone())
+fn environment(plan: &Plan, name: &'static str) -> Environment {
+    let key = (name, [plan.instances, plan.after_stop.into(), plan.small_retention.into()]);
+    ENVIRONMENTS
+        .with_borrow_mut(|known| known.entry(key).or_insert_with(|| new_environment(plan, name)).clone())
 }
 
-fn new_environment(plan: &Plan) -> Environment {
-    let mut spec = EnvironmentSpec::new(ENVIRONMENT, REPOSITORY).branch("main");
+/// The second environment follows a branch of its own.
+fn new_environment(plan: &Plan, name: &str) -> Environment {
+    let (branch, ports) = if name == ENVIRONMENT { ("main", 8000) } else { (name, 9000) };
+    let mut spec = EnvironmentSpec::new(name, REPOSITORY).branch(branch);
     for number in 0..plan.instances {
-        let port = 8000 + u16::try_from(number).unwrap_or(0);
+        let port = ports + u16::try_from(number).unwrap_or(0);
         spec = spec.instance(InstanceSpec::new(format!("web-{number}")).port(port));
     }
     let spec = spec.policy(|policy| {

@@ -9,6 +9,7 @@ use std::{
 use ocore_core::{
     deployment::Deployment,
     engine::Timing,
+    environment::Environment,
     event::EventKind,
     executor::Executor,
     id::{DeploymentId, Fence},
@@ -17,6 +18,7 @@ use ocore_core::{
     port::{CancelAnswer, Claim, Commit, Committed, Enqueued, Next},
     release::Live,
     request::{Goal, RollbackMode, Trigger},
+    stored,
     testing::{
         fakes::{Data, Running, Schema, World},
         faults::{Fault, Issued},
@@ -42,6 +44,8 @@ pub(crate) struct Track {
     pub(crate) restores: Vec<(Duration, Moments)>,
     /// For a rollback, when the snapshots were taken that it puts back on its way forward.
     pub(crate) loads: Moments,
+    /// Whether it may have begun to stop what is live. (A snapshot that waited too long for its stop is taken again.)
+    stops: bool,
     cancel: bool,
     commits: u32,
     /// How often each step was tried again.
@@ -89,11 +93,83 @@ pub struct Journal {
     clock: Arc<SimExecutor>,
     environment: EnvironmentName,
     instances: Vec<InstanceName>,
+    thorough: bool,
     timing: Timing,
+    signals: Arc<Signals>,
+}
+
+/// What those who wait are told of.
+#[derive(Debug, Default)]
+struct Signals {
     /// There may be work for somebody, or a cancel.
-    pub(crate) changed: Notify,
-    /// A deployment has ended, or the lane has become quiet in another way.
-    pub(crate) ended: Notify,
+    changed: Notify,
+    /// A deployment has ended, or a lane has become quiet in another way.
+    ended: Notify,
+}
+
+/// The journals of all environments.
+#[derive(Debug)]
+pub(crate) struct Journals {
+    journals: Vec<Journal>,
+    signals: Arc<Signals>,
+}
+
+impl Journals {
+    pub(crate) fn new(
+        world: &World,
+        clock: &Arc<SimExecutor>,
+        environments: &[Environment],
+        thorough: bool,
+        timing: Timing,
+    ) -> Self {
+        let signals = Arc::<Signals>::default();
+        let journal = |environment: &Environment| Journal {
+            accepted: Mutex::default(),
+            world: world.clone(),
+            clock: clock.clone(),
+            environment: environment.name().clone(),
+            instances: environment.instances().iter().map(|instance| instance.name.clone()).collect(),
+            thorough,
+            timing,
+            signals: signals.clone(),
+        };
+        Self { journals: environments.iter().map(journal).collect(), signals: signals.clone() }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Journal> {
+        self.journals.iter()
+    }
+
+    pub(crate) fn of(&self, environment: &EnvironmentName) -> &Journal {
+        self.all().find(|journal| journal.environment == *environment).unwrap_or_else(|| self.first())
+    }
+
+    /// That of the environment that nearly everything is about.
+    pub(crate) fn first(&self) -> &Journal {
+        &self.journals[0]
+    }
+
+    pub(crate) fn enqueued(&self, answer: &Enqueued) {
+        match answer {
+            Enqueued::Accepted { deployment, .. } => self.of(&deployment.environment).enqueued(answer),
+            _ => self.first().enqueued(answer),
+        }
+    }
+
+    pub(crate) fn cancelled(&self, id: DeploymentId, answer: &CancelAnswer) {
+        let journal = self.all().find(|journal| journal.lock().tracks.contains_key(&id));
+        journal.unwrap_or_else(|| self.first()).cancelled(id, answer);
+    }
+
+    /// Completes when there may be work for somebody, or a cancel.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> + Send {
+        self.signals.changed.notified()
+    }
+
+    /// Completes when a deployment has ended, or a lane has become quiet in another way.
+    pub(crate) fn ended(&self) -> impl Future<Output = ()> + Send {
+        self.signals.ended.notified()
+    }
 }
 
 impl std::fmt::Debug for Journal {
@@ -103,25 +179,6 @@ impl std::fmt::Debug for Journal {
 }
 
 impl Journal {
-    pub(crate) fn new(
-        world: World,
-        clock: Arc<SimExecutor>,
-        environment: EnvironmentName,
-        instances: Vec<InstanceName>,
-        timing: Timing,
-    ) -> Self {
-        Self {
-            accepted: Mutex::default(),
-            world,
-            clock,
-            environment,
-            instances,
-            timing,
-            changed: Notify::new(),
-            ended: Notify::new(),
-        }
-    }
-
     pub(crate) fn lock(&self) -> MutexGuard<'_, Accepted> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -181,11 +238,8 @@ impl Journal {
     fn check_that_live_serves(&self, accepted: &mut Accepted) {
         let active = accepted.active.and_then(|id| accepted.tracks.get(&id));
         let state = active.map(|track| &track.record.state);
-        let untouched = match state {
-            Some(Machine::Snapshot(snapshot)) => !snapshot.is_without_window(),
-            Some(Machine::Queued | Machine::Locate(_) | Machine::Fetch(_) | Machine::Build(_)) | None => true,
-            Some(_) => false,
-        };
+        let recovers = active.is_some_and(|track| matches!(track.record.request.goal, Goal::Recover(_)));
+        let untouched = active.is_none_or(|track| !track.stops) && !recovers;
         let Some(live) = accepted.live.as_ref().filter(|_| untouched && accepted.attention.is_none()) else {
             return;
         };
@@ -224,15 +278,15 @@ impl Journal {
         if let Some(track) = accepted.tracks.get_mut(&stranded) {
             track.restores.push((now, moments));
         }
-        self.changed.notify_waiters();
+        self.signals.changed.notify_waiters();
     }
 
     pub(crate) fn paused(&self, paused: bool) {
         let mut accepted = self.lock();
         accepted.paused = paused;
         accepted.mark(if paused { "paused" } else { "resumed" });
-        self.changed.notify_waiters();
-        self.ended.notify_waiters();
+        self.signals.changed.notify_waiters();
+        self.signals.ended.notify_waiters();
     }
 
     pub(crate) fn heartbeat(&self, caller: usize) {
@@ -247,7 +301,7 @@ impl Journal {
             Enqueued::Existing(_) => return accepted.mark("accepted before"),
             _ => return,
         };
-        self.changed.notify_waiters();
+        self.signals.changed.notify_waiters();
         accepted.entries += 1;
         if let Some(key) = record.request.key.clone()
             && accepted.keys.insert(key.clone(), record.id).is_some()
@@ -269,6 +323,7 @@ impl Journal {
             finished_at: None,
             restores: Vec::new(),
             loads: Moments::new(),
+            stops: false,
             cancel: false,
             commits: 0,
             retries: BTreeMap::new(),
@@ -282,14 +337,14 @@ impl Journal {
             CancelAnswer::Cancelled => {
                 accepted.entries += 1;
                 accepted.mark("cancelled in the queue");
-                self.ended.notify_waiters();
+                self.signals.ended.notify_waiters();
                 if accepted.tracks.remove(&id).is_none_or(|track| track.began_at.is_some()) {
                     accepted.blame(format!("I2: {id} was cancelled as if it had been queued"));
                 }
             }
             CancelAnswer::Requested => {
                 accepted.mark("cancel requested");
-                self.changed.notify_waiters();
+                self.signals.changed.notify_waiters();
                 if let Some(track) = accepted.tracks.get_mut(&id) {
                     track.cancel = true;
                 }
@@ -323,6 +378,10 @@ impl Journal {
         }
         accepted.entries += 1;
         accepted.check_commit(commit, &track);
+        // To read a record takes as long as a good part of a schedule.
+        if self.thorough && accepted.entries.is_multiple_of(4) {
+            accepted.check_stored_form(&commit.deployment);
+        }
         self.check_snapshots(&mut accepted, &track, commit);
         let before = std::mem::replace(&mut track.record, commit.deployment.clone());
         track.commits += 1;
@@ -330,6 +389,15 @@ impl Journal {
             Trigger::Recovery { of } if before.state == Machine::Queued => accepted.snapshots_of(of),
             _ => BTreeMap::new(),
         };
+        track.stops |= !matches!(
+            track.record.state,
+            Machine::Queued
+                | Machine::Locate(_)
+                | Machine::Fetch(_)
+                | Machine::Build(_)
+                | Machine::Snapshot(_)
+                | Machine::Finished(_)
+        );
         track.note_restore(&before.state, moments(resumed.iter()), now);
         if track.commits == COMMITS_MAX {
             accepted.blame(format!("I10: {id} needs more than {COMMITS_MAX} commits"));
@@ -342,11 +410,11 @@ impl Journal {
         }
         accepted.tracks.insert(id, track);
         if let Some(outcome) = commit.deployment.outcome() {
-            self.ended.notify_waiters();
+            self.signals.ended.notify_waiters();
             self.finish(&mut accepted, &commit.deployment, outcome);
         }
         if !matches!(answer, Committed::Continued { .. }) {
-            self.changed.notify_waiters();
+            self.signals.changed.notify_waiters();
         }
         match answer {
             Committed::Continued { fence, .. } => accepted.raise_fence(*fence),
@@ -596,6 +664,17 @@ impl Accepted {
         self.active = Some(id);
         if let Some(track) = self.tracks.get_mut(&id) {
             track.began_at = Some(now);
+        }
+    }
+
+    /// What is stored is read back as it was.
+    fn check_stored_form(&mut self, deployment: &Deployment) {
+        let mut read = stored::decode::<Deployment>(&stored::encode(deployment));
+        if let Ok(read) = &mut read {
+            read.kept_by_store = deployment.kept_by_store.clone();
+        }
+        if read.as_ref().ok() != Some(deployment) {
+            self.blame(format!("{} is read back as {read:?}, not as {deployment:?}", deployment.id));
         }
     }
 

@@ -17,7 +17,9 @@ pub struct Plan {
     pub scenario: &'static str,
     /// For what the plan leaves open.
     pub seed: u64,
-    /// How many instances the environment has.
+    /// How many environments there are: one or two.
+    pub environments: usize,
+    /// How many instances an environment has.
     pub instances: usize,
     /// Whether snapshots are taken after the stop.
     pub after_stop: bool,
@@ -66,6 +68,8 @@ pub enum Blow {
 pub enum Act {
     /// A person deploys a new commit.
     Deploy(Kind),
+    /// A person deploys a new commit in the second environment, and waits until that is done.
+    Elsewhere(Kind),
     /// A new commit is pushed.
     Push(Kind),
     /// A rollback to the deployment of an earlier act.
@@ -161,6 +165,7 @@ impl Plan {
         Self {
             scenario,
             seed: 0,
+            environments: 1,
             instances: 1,
             after_stop: false,
             workers: 2,
@@ -177,6 +182,11 @@ impl Plan {
             mutant: None,
             keep_trace: false,
         }
+    }
+
+    const fn environments(mut self, environments: usize) -> Self {
+        self.environments = environments;
+        self
     }
 
     const fn instances(mut self, instances: usize) -> Self {
@@ -222,8 +232,8 @@ impl Plan {
     #[must_use]
     pub fn scenarios() -> Vec<Self> {
         use Act::{
-            Acknowledge, Cancel, Deploy, EndOutage, LoseImages, Pause, Push, Resume, Retry, RollBack, Settle,
-            Shutdown, Unpause, Wait,
+            Acknowledge, Cancel, Deploy, Elsewhere, EndOutage, LoseImages, Pause, Push, Resume, Retry,
+            RollBack, Settle, Shutdown, Unpause, Wait,
         };
         use Kind::{Exits, Good, Slow, Unbuildable, Unhealthy, UpdateFails, Updates, UpdatesThenUnhealthy};
         let back = |to| RollBack { to, code_only: false };
@@ -308,6 +318,22 @@ impl Plan {
                 ],
             )
             .outage("runtime", "withdraw", Fault::Permanent),
+            Self::new(
+                "stranded-elsewhere",
+                vec![
+                    Deploy(Good),
+                    Settle,
+                    Deploy(Unhealthy),
+                    Settle,
+                    Push(Good),
+                    Elsewhere(Good),
+                    Elsewhere(Updates),
+                    EndOutage,
+                    Resume,
+                ],
+            )
+            .environments(2)
+            .outage("runtime", "revive", Fault::Permanent),
             Self::new(
                 "stranded-acknowledged",
                 vec![

@@ -7,12 +7,13 @@ use ocore_core::{
     engine::{Engine, EngineError, Resolution, RetryRequest, RollbackRequest},
     executor::Executor,
     id::DeploymentId,
+    name::EnvironmentName,
     port::EnvironmentStore as _,
     request::{DeployRequest, Push},
 };
 
 use crate::{
-    cluster::{Cluster, ENVIRONMENT, REPOSITORY},
+    cluster::{Cluster, ELSEWHERE, ENVIRONMENT, REPOSITORY},
     plan::{Act, Kind},
     verdict::now,
 };
@@ -31,6 +32,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, client: Engine) {
             Act::Push(kind) => push(&cluster, &client, number, kind).await,
             Act::RollBack { to, code_only } => roll_back(&cluster, &client, number, to, code_only).await,
             Act::Cancel(of) => cancel(&cluster, &client, of).await,
+            Act::Elsewhere(kind) => elsewhere(&cluster, &client, number, kind).await,
             Act::Settle => settle(&cluster).await,
             Act::Wait(millis) => cluster.clock.sleep(Duration::from_millis(millis)).await,
             Act::LoseImages => cluster.world.lose_images(),
@@ -106,23 +108,49 @@ async fn cancel_deployment(cluster: &Cluster, client: &Engine, id: DeploymentId)
     let _answer = insist(cluster, || client.cancel(id, "ada")).await;
 }
 
+/// Deploys in the second environment, which nothing that is wrong with the first one may delay (L2).
+async fn elsewhere(cluster: &Arc<Cluster>, client: &Engine, number: usize, kind: Kind) {
+    let sha = cluster.world.push(ELSEWHERE, "a commit", kind.behaviour());
+    let accepted = insist(cluster, || {
+        let request = DeployRequest::manual(ELSEWHERE).commit(&sha).actor("ada");
+        client.deploy(request.idempotency_key(format!("act-{number}")))
+    });
+    if let Some(Ok(accepted)) = accepted.await {
+        cluster.asked(client, number, accepted.id);
+        if !wait_until(cluster, || is_quiet(cluster, ELSEWHERE)).await {
+            cluster.journal().lock().blame(format!("L2: {ELSEWHERE} waits for another environment"));
+        }
+    }
+}
+
 /// Waits until nothing is under way, for a while.
 pub(crate) async fn settle(cluster: &Cluster) {
+    let quiet = || cluster.journals.all().all(|journal| is_quiet(cluster, journal.environment().as_str()));
+    let _in_time = wait_until(cluster, quiet).await;
+}
+
+fn is_quiet(cluster: &Cluster, environment: &str) -> bool {
+    let mut journals = cluster.journals.all();
+    let journal = journals.find(|journal| journal.environment().as_str() == environment);
+    let record = journal.and_then(|journal| now(cluster.store.environment(journal.environment())));
+    record.is_none_or(|it| {
+        let waits = it.paused || it.attention.is_some();
+        it.active.is_none() && (it.queued == 0 || waits)
+    })
+}
+
+/// Waits for a while; whether it has come true.
+async fn wait_until(cluster: &Cluster, quiet: impl Fn() -> bool) -> bool {
     let mut patience = cluster.clock.sleep(SETTLE_MAX);
     loop {
         // Made before the look, so that nothing that happens after it is missed.
-        let ended = std::pin::pin!(cluster.journal.ended.notified());
-        let record = now(cluster.store.environment(cluster.journal.environment()));
-        let quiet = record.is_some_and(|it| {
-            let waits = it.paused || it.attention.is_some();
-            it.active.is_none() && (it.queued == 0 || waits)
-        });
-        if quiet {
-            return;
+        let ended = std::pin::pin!(cluster.journals.ended());
+        if quiet() {
+            return true;
         }
         match select(ended, patience).await {
             Either::Left(((), rest)) => patience = rest,
-            Either::Right(_) => return,
+            Either::Right(_) => return false,
         }
     }
 }
@@ -144,18 +172,25 @@ async fn insist<T, F: Future<Output = Result<T, EngineError>>>(
     None
 }
 
-/// Ends a pause and resolves what needs attention, until the environment is quiet.
+/// Ends pauses and resolves what needs attention, until all environments are quiet.
 pub(crate) async fn heal(cluster: Arc<Cluster>, client: Engine) {
+    for journal in cluster.journals.all() {
+        heal_environment(&cluster, &client, journal.environment()).await;
+    }
+    cluster.rest();
+}
+
+async fn heal_environment(cluster: &Cluster, client: &Engine, name: &EnvironmentName) {
     loop {
-        let Some(record) = now(cluster.store.environment(cluster.journal.environment())) else { return };
+        let Some(record) = now(cluster.store.environment(name)) else { return };
         if record.paused {
-            let _resumed = client.resume(ENVIRONMENT).await;
+            let _resumed = client.resume(name.as_str()).await;
         }
         if record.attention.is_some() && record.active.is_none() {
             // Its recovery may wait already; then this is refused.
-            let _answer = client.resolve(ENVIRONMENT, Resolution::Resume, "operator").await;
+            let _answer = client.resolve(name.as_str(), Resolution::Resume, "operator").await;
         } else if record.active.is_none() && record.queued == 0 {
-            return cluster.rest();
+            return;
         }
         cluster.clock.sleep(Duration::from_secs(1)).await;
     }

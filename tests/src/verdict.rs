@@ -12,7 +12,7 @@ use ocore_core::{
     testing::memory::MemoryStore,
 };
 
-use crate::journal::{Accepted, Journal, Moments, Track, Write};
+use crate::journal::{Accepted, Journal, Journals, Moments, Track, Write};
 
 /// A value that the fake source prints, and that must be found nowhere.
 pub(crate) const CANARY: &str = "canary-6f1d0c3a9b";
@@ -39,7 +39,7 @@ pub(crate) fn check(journal: &Journal, store: &MemoryStore, thorough: bool) {
     check_writes(journal, &mut accepted);
     check_snapshots(journal, store, &mut accepted);
     if thorough {
-        check_secrets(store, &records, &mut accepted);
+        check_secrets(journal, store, &records, &mut accepted);
     }
 }
 
@@ -98,8 +98,36 @@ fn check_snapshots(journal: &Journal, store: &MemoryStore, accepted: &mut Accept
     }
 }
 
+/// What is left over is bounded: by what retention keeps, and by one thing for each time that something was broken
+/// off (I18).
+pub(crate) fn check_leftovers(journals: &Journals, store: &MemoryStore, broken_off: u64) {
+    let broken_off = usize::try_from(broken_off).unwrap_or(usize::MAX);
+    let mut most = [broken_off; 3];
+    for journal in journals.all() {
+        let Some(record) = now(store.environment(journal.environment())) else { return };
+        let kept = now(store.snapshots(journal.environment()));
+        let kept = kept.iter().filter(|record| record.state == SnapshotState::Kept).count();
+        let instances = journal.instances().len();
+        most[1] += record.environment.policy().retention.images_last + 1;
+        most[2] += kept + broken_off * instances;
+    }
+    let there = journals.first().world().counts();
+    let mut accepted = journals.first().lock();
+    for ((what, there), most) in ["checkouts", "images", "snapshots"].iter().zip(there).zip(most) {
+        if there > most {
+            accepted.blame(format!("I18: {there} {what} are left, and not at most {most}"));
+        }
+    }
+}
+
 /// No secret is stored anywhere.
-fn check_secrets(store: &MemoryStore, records: &[Deployment], accepted: &mut Accepted) {
+fn check_secrets(journal: &Journal, store: &MemoryStore, records: &[Deployment], accepted: &mut Accepted) {
+    let record = now(store.environment(journal.environment()));
+    let snapshots = now(store.snapshots(journal.environment()));
+    if format!("{record:?} {snapshots:?}").contains(CANARY) {
+        accepted
+            .blame(format!("I17: a secret is in the record of {}, or of a snapshot", journal.environment()));
+    }
     for record in records {
         let events = now(store.events(record.id, EventSeq::default(), 10_000));
         let json = serde_json::to_string(&(record, &events)).unwrap_or_default();

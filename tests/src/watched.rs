@@ -18,13 +18,13 @@ use ocore_core::{
     testing::memory::MemoryStore,
 };
 
-use crate::journal::Journal;
+use crate::journal::Journals;
 
 /// A store that tells the journal what it has accepted, at the moment when it does so.
 #[derive(Debug, Clone)]
 pub(crate) struct Watched {
     pub(crate) store: MemoryStore,
-    pub(crate) journal: Arc<Journal>,
+    pub(crate) journals: Arc<Journals>,
     /// Whose connection it is.
     pub(crate) caller: usize,
 }
@@ -33,14 +33,14 @@ pub(crate) struct Watched {
 impl QueueStore for Watched {
     async fn enqueue(&self, new: NewDeployment, at: DateTime<Utc>) -> StoreResult<Enqueued> {
         let answer = self.store.enqueue(new, at).await?;
-        self.journal.enqueued(&answer);
+        self.journals.enqueued(&answer);
         Ok(answer)
     }
 
     async fn heartbeat(&self, worker: &Worker) -> StoreResult<Beat> {
         let answer = self.store.heartbeat(worker).await?;
         if matches!(answer, Beat::Alive(_)) {
-            self.journal.heartbeat(self.caller);
+            self.journals.all().for_each(|journal| journal.heartbeat(self.caller));
         }
         Ok(answer)
     }
@@ -48,14 +48,14 @@ impl QueueStore for Watched {
     async fn claim(&self, worker: &Worker, busy: &[EnvironmentName]) -> StoreResult<Claimed> {
         let answer = self.store.claim(worker, busy).await?;
         if let Claimed::Work(claim) = &answer {
-            self.journal.claimed(claim);
+            self.journals.of(claim.environment.name()).claimed(claim);
         }
         Ok(answer)
     }
 
     async fn commit(&self, commit: &Commit) -> StoreResult<Committed> {
         let answer = self.store.commit(commit).await?;
-        self.journal.committed(commit, &answer);
+        self.journals.of(&commit.deployment.environment).committed(commit, &answer);
         Ok(answer)
     }
 
@@ -66,7 +66,7 @@ impl QueueStore for Watched {
         at: DateTime<Utc>,
     ) -> StoreResult<CancelAnswer> {
         let answer = self.store.request_cancel(deployment, actor, at).await?;
-        self.journal.cancelled(deployment, &answer);
+        self.journals.cancelled(deployment, &answer);
         Ok(answer)
     }
 
@@ -85,7 +85,7 @@ impl QueueStore for Watched {
         'life0: 'async_trait,
         Self: 'async_trait,
     {
-        Box::pin(self.journal.changed.notified())
+        Box::pin(self.journals.changed())
     }
 }
 
@@ -106,14 +106,14 @@ impl EnvironmentStore for Watched {
     async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool> {
         let paused = by.is_some();
         let known = self.store.set_paused(name, by).await?;
-        self.journal.paused(paused);
+        self.journals.of(name).paused(paused);
         Ok(known)
     }
 
     async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
         let answer = self.store.acknowledge(name, stranded).await?;
         if answer == Acknowledged::Done {
-            self.journal.acknowledged(stranded);
+            self.journals.of(name).acknowledged(stranded);
         }
         Ok(answer)
     }

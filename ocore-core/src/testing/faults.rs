@@ -1,6 +1,7 @@
 //! Faults: a wrapper for every port, the store included, whose calls fail as calls do.
 //!
-//! Each call passes two awaits, one before its effect and one after it: points at which a simulated process can die.
+//! Each call passes an await before its effect and, if it has one, one after it: points at which a simulated process
+//! can die.
 //! In between, it does what it should, or what its [`Fault`] says. Faults are planned by the number of the call, for
 //! sweeps over all of them, or drawn from a seed.
 //!
@@ -22,7 +23,7 @@ use std::{
     fmt,
     future::{Future, pending},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     task::Poll,
     time::Duration,
 };
@@ -160,12 +161,9 @@ impl Call {
             Hang, HangAfter, Late, LateAfterDeadline, LateAfterLease, LostThenLate, NoAnswer, Permanent,
             Refused,
         };
-        match (self.port, self.method) {
-            (
-                "store",
-                "lane" | "environment" | "environments" | "deployment" | "history" | "events" | "snapshots",
-            ) => &[Refused, NoAnswer, Hang],
-            ("store", _) => &[
+        match self.port {
+            "store" if self.only_reads() => &[Refused, NoAnswer, Hang],
+            "store" => &[
                 Refused,
                 NoAnswer,
                 Permanent,
@@ -176,10 +174,19 @@ impl Call {
                 LateAfterLease,
                 LostThenLate,
             ],
-            (_, "fetch" | "locate" | "changed_since" | "inspect" | "tail" | "check") => {
-                &[Refused, NoAnswer, Permanent, Hang]
-            }
+            _ if self.only_reads() => &[Refused, NoAnswer, Permanent, Hang],
             _ => &Fault::ALL,
+        }
+    }
+
+    /// Whether it changes nothing.
+    fn only_reads(&self) -> bool {
+        match self.port {
+            "store" => matches!(
+                self.method,
+                "lane" | "environment" | "environments" | "deployment" | "history" | "events" | "snapshots"
+            ),
+            _ => matches!(self.method, "fetch" | "locate" | "changed_since" | "inspect" | "tail" | "check"),
         }
     }
 }
@@ -200,6 +207,7 @@ struct Shared {
     executor: Arc<dyn Executor>,
     sim: Option<Arc<SimExecutor>>,
     state: Mutex<State>,
+    observer: OnceLock<Box<dyn Fn(Issued) + Send + Sync>>,
 }
 
 struct State {
@@ -211,7 +219,6 @@ struct State {
     stopped: bool,
     calls: Vec<Call>,
     hits: BTreeMap<(Call, Fault), u64>,
-    observer: Option<Arc<dyn Fn(Issued) + Send + Sync>>,
 }
 
 /// A call that is being made.
@@ -271,9 +278,9 @@ impl Faults {
             stopped: false,
             calls: Vec::new(),
             hits: BTreeMap::new(),
-            observer: None,
         };
-        Self { shared: Arc::new(Shared { executor, sim, state: Mutex::new(state) }) }
+        let (state, observer) = (Mutex::new(state), OnceLock::new());
+        Self { shared: Arc::new(Shared { executor, sim, state, observer }) }
     }
 
     /// Lets the call number `call`, counted from zero over all wrapped ports, fail in this way.
@@ -327,8 +334,12 @@ impl Faults {
     }
 
     /// From now on `observer` is told of every call, before its effect, and of every late effect, before it lands.
+    ///
+    /// # Panics
+    /// If there is an observer already.
     pub fn watch(&self, observer: impl Fn(Issued) + Send + Sync + 'static) {
-        self.lock().observer = Some(Arc::new(observer));
+        let first = self.shared.observer.set(Box::new(observer)).is_ok();
+        assert!(first, "there is an observer already");
     }
 
     /// The adapter, with these faults.
@@ -377,8 +388,7 @@ impl Faults {
     }
 
     fn tell(&self, issued: Issued) {
-        let observer = self.lock().observer.clone();
-        if let Some(observer) = observer {
+        if let Some(observer) = self.shared.observer.get() {
             observer(issued);
         }
     }
@@ -413,7 +423,10 @@ impl Faults {
         match fate.issued.fault {
             None => {
                 let answer = effect.await;
-                yield_now().await;
+                // To die before a call that only reads and to die after it is the same.
+                if !call.only_reads() {
+                    yield_now().await;
+                }
                 answer
             }
             Some(Fault::Refused) => Err(E::refused(call)),

@@ -8,7 +8,6 @@ use crate::{
     environment::Instance,
     port::{Check, Context, HealthProbe, Result},
     release::Started,
-    testing::sim::yield_now,
 };
 
 fake! {
@@ -19,8 +18,8 @@ fake! {
 #[async_trait]
 impl HealthProbe for FakeProbe {
     async fn check(&self, context: &Context, instance: &Instance, started: &Started) -> Result<Check> {
-        yield_now().await;
-        let failed = |reason: &str| Ok(Check::Failed { reason: reason.to_owned(), body: None });
+        let leaked = self.world.leaked(context);
+        let failed = |reason: &str| Ok(Check::Failed { reason: reason.to_owned(), body: leaked.clone() });
         let mut inner = self.world.lock();
         let Some(sha) = find(&mut inner, context, instance, started).map(|process| process.sha.clone())
         else {
@@ -36,7 +35,7 @@ impl HealthProbe for FakeProbe {
             Health::GoodAfter(_) => failed("HTTP 503 Service Unavailable"),
             Health::Bad => Ok(Check::Failed {
                 reason: "HTTP 500 Internal Server Error".to_owned(),
-                body: Some("<h1>Internal Server Error</h1>".to_owned()),
+                body: Some(format!("<h1>Internal Server Error</h1>{}", leaked.unwrap_or_default())),
             }),
             Health::ExitsAfter(checks) if process.checks <= checks => pass(process),
             Health::ExitsAfter(_) => {

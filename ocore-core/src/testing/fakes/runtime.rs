@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     environment::Instance,
+    event::Stream,
     port::{Context, Error, Observation, Result, Runtime},
     release::{LiveInstance, Release, Started},
     testing::sim::yield_now,
@@ -37,6 +38,8 @@ impl Runtime for FakeRuntime {
     async fn update(&self, context: &Context, instance: &Instance, release: &Release) -> Result<()> {
         let behaviour = self.world.lock().behaviour(&release.commit.sha);
         let session = begin_update(&mut self.world.lock(), context, instance)?;
+        let leaked = self.world.leaked(context);
+        context.output(Stream::Stdout, leaked.as_deref().unwrap_or("migrating"));
         let worked = self.world.work(context, behaviour.takes).await;
         let mut inner = self.world.lock();
         let place = inner.place(context, &instance.name);
@@ -46,7 +49,7 @@ impl Runtime for FakeRuntime {
         place.update = None;
         worked?;
         if behaviour.update == Update::Fails {
-            let lines = ["psycopg2.errors.UndefinedColumn".to_owned()];
+            let lines = ["psycopg2.errors.UndefinedColumn".to_owned()].into_iter().chain(leaked);
             return Err(Error::permanent("the migration exited with status 1").with_detail(lines));
         }
         let data = place.data.get_or_insert_default();
@@ -56,40 +59,39 @@ impl Runtime for FakeRuntime {
     }
 
     async fn start(&self, context: &Context, instance: &Instance, release: &Release) -> Result<Started> {
+        let started = begin_start(&mut self.world.lock(), context, instance, release)?;
+        // In the middle: the process is there, and has not opened its data.
         yield_now().await;
         let mut inner = self.world.lock();
-        let (deployment, fence) = (context.deployment(), context.fence());
-        image_exists(&inner, release)?;
         let place = inner.place(context, &instance.name);
-        place.admit(context)?;
-        if let Some(other) = place.up().find(|process| process.deployment != deployment) {
-            let what = format!("start the release: {} uses the port; stop it first", other.reference);
-            return Err(Error::permanent(what));
+        if !place.up().any(|process| process.reference == started.reference) {
+            return Err(Error::unanswered("the process was ended from outside"));
         }
-        if let Some(process) = place.up().next() {
-            return Ok(Started::new(process.reference.clone()));
-        }
-        place.processes.retain(|process| process.deployment != deployment);
-        let reference = format!("process-{deployment}-{}-{fence}", instance.name);
-        let sha = release.commit.sha.clone();
-        place.processes.push(Running::new(reference, deployment, fence, sha));
         open_data(&mut inner, context, instance);
-        let place = inner.place(context, &instance.name);
-        let reference = place.processes.last().map(|process| process.reference.clone());
-        Ok(Started::new(reference.unwrap_or_default()))
+        Ok(started)
     }
 
     async fn withdraw(&self, context: &Context, instance: &Instance) -> Result<()> {
+        self.world.lock().place(context, &instance.name).admit(context)?;
+        let deployment = context.deployment();
+        {
+            let mut inner = self.world.lock();
+            let processes = &mut inner.place(context, &instance.name).processes;
+            for process in processes.iter_mut().filter(|process| process.deployment == deployment) {
+                process.down.get_or_insert_with(|| "withdrawn".to_owned());
+            }
+        }
+        // In the middle: nothing runs any more, and is not removed yet.
+        yield_now().await;
         let mut inner = self.world.lock();
         let place = inner.place(context, &instance.name);
         place.admit(context)?;
-        place.processes.retain(|process| process.deployment != context.deployment());
+        place.processes.retain(|process| process.deployment != deployment);
         place.update = None;
         Ok(())
     }
 
     async fn revive(&self, context: &Context, live: &LiveInstance, release: &Release) -> Result<Started> {
-        yield_now().await;
         let mut inner = self.world.lock();
         let place = inner.place(context, &live.instance.name);
         place.admit(context)?;
@@ -124,11 +126,12 @@ impl Runtime for FakeRuntime {
         started: &Started,
         lines: usize,
     ) -> Result<Vec<String>> {
+        let leaked = self.world.leaked(context);
         let mut inner = self.world.lock();
         let processes = &inner.place(context, &instance.name).processes;
         let process = processes.iter().find(|process| process.reference == started.reference);
         let log = process.map(|process| format!("{} answered {} checks", process.reference, process.checks));
-        Ok(log.into_iter().take(lines).collect())
+        Ok(log.into_iter().chain(leaked).take(lines).collect())
     }
 
     async fn inspect(
@@ -137,13 +140,14 @@ impl Runtime for FakeRuntime {
         instance: &Instance,
         started: &Started,
     ) -> Result<Observation> {
+        let leaked = self.world.leaked(context);
         let mut inner = self.world.lock();
         let place = inner.place(context, &instance.name);
         let process = place.processes.iter().find(|process| process.reference == started.reference);
         let reason = process.map_or(Some("it is not there"), |process| process.down.as_deref());
         Ok(reason.map_or(Observation::Up, |reason| Observation::Down {
             reason: reason.to_owned(),
-            log_tail: vec![format!("{}: {reason}", started.reference)],
+            log_tail: std::iter::once(format!("{}: {reason}", started.reference)).chain(leaked).collect(),
         }))
     }
 }
@@ -154,6 +158,31 @@ fn image_exists(inner: &Inner, release: &Release) -> Result<()> {
         return Ok(());
     }
     Err(Error::permanent(format!("there is no image {reference}")))
+}
+
+/// Makes the process, unless it is there.
+fn begin_start(
+    inner: &mut Inner,
+    context: &Context,
+    instance: &Instance,
+    release: &Release,
+) -> Result<Started> {
+    let (deployment, fence) = (context.deployment(), context.fence());
+    image_exists(inner, release)?;
+    let place = inner.place(context, &instance.name);
+    place.admit(context)?;
+    if let Some(other) = place.up().find(|process| process.deployment != deployment) {
+        let what = format!("start the release: {} uses the port; stop it first", other.reference);
+        return Err(Error::permanent(what));
+    }
+    if let Some(process) = place.up().next() {
+        return Ok(Started::new(process.reference.clone()));
+    }
+    place.processes.retain(|process| process.deployment != deployment);
+    let reference = format!("process-{deployment}-{}-{fence}", instance.name);
+    let sha = release.commit.sha.clone();
+    place.processes.push(Running::new(reference.clone(), deployment, fence, sha));
+    Ok(Started::new(reference))
 }
 
 /// From now on the data is half written, until the update has come to its end.
@@ -180,7 +209,12 @@ fn begin_update(inner: &mut Inner, context: &Context, instance: &Instance) -> Re
 /// The application opens its data when it is started for the first time: it may change the schema.
 fn open_data(inner: &mut Inner, context: &Context, instance: &Instance) {
     let mark = Schema::Started(context.deployment());
-    let data = inner.place(context, &instance.name).data.get_or_insert_default();
+    let place = inner.place(context, &instance.name);
+    let Some(process) = place.processes.iter_mut().find(|process| process.down.is_none()) else { return };
+    if std::mem::replace(&mut process.opened, true) {
+        return;
+    }
+    let data = place.data.get_or_insert_default();
     let (half_written, twice) = (data.half_written, data.schema.contains(&mark));
     data.schema.push(mark);
     if half_written {

@@ -155,6 +155,8 @@ pub struct Running {
     /// How often it passed a check.
     pub passed: u32,
     pub(super) checks: u32,
+    /// Whether it has opened its data.
+    pub(super) opened: bool,
     /// Whether it has been revived and has exited at once.
     pub(super) stumbled: bool,
     /// The name under which it was stopped, if it was revived.
@@ -173,6 +175,7 @@ impl Running {
             down: None,
             passed: 0,
             checks: 0,
+            opened: false,
             stumbled: false,
             revived_from: None,
         }
@@ -230,7 +233,7 @@ pub(super) struct Inner {
     /// Image references, and whether the image is complete.
     pub(super) images: BTreeMap<String, bool>,
     pub(super) snapshots: BTreeMap<String, Stored>,
-    pub(super) places: BTreeMap<Key, Place>,
+    pub(super) places: BTreeMap<EnvironmentName, BTreeMap<InstanceName, Place>>,
     pub(super) secret: Option<Secret>,
     pub(super) count: u64,
     pub(super) broken: Vec<String>,
@@ -247,11 +250,24 @@ impl Inner {
     }
 
     pub(super) fn place(&mut self, context: &Context, instance: &InstanceName) -> &mut Place {
-        self.places.entry((context.environment().name().clone(), instance.clone())).or_default()
+        self.at(context.environment().name(), instance)
     }
 
     fn find(&self, environment: &EnvironmentName, instance: &InstanceName) -> Option<&Place> {
-        self.places.get(&(environment.clone(), instance.clone()))
+        self.places.get(environment)?.get(instance)
+    }
+
+    fn find_mut(&mut self, environment: &EnvironmentName, instance: &InstanceName) -> Option<&mut Place> {
+        self.places.get_mut(environment)?.get_mut(instance)
+    }
+
+    /// The place, made if it is asked for the first time.
+    fn at(&mut self, environment: &EnvironmentName, instance: &InstanceName) -> &mut Place {
+        if self.find(environment, instance).is_none() {
+            let places = self.places.entry(environment.clone()).or_default();
+            places.insert(instance.clone(), Place::default());
+        }
+        self.find_mut(environment, instance).expect("it was made if it was not there")
     }
 
     /// Something was done that no engine may ever do.
@@ -329,7 +345,7 @@ impl World {
         self.lock().tags.insert(tag.to_owned(), sha.to_owned());
     }
 
-    /// From now on every fetch uses this secret, makes it known, and then prints it.
+    /// From now on everything that prints something uses this secret, makes it known, and then prints it.
     pub fn leak(&self, secret: Secret) {
         self.lock().secret = Some(secret);
     }
@@ -344,7 +360,7 @@ impl World {
     ) -> Option<(u64, DeploymentId)> {
         let mut inner = self.lock();
         let number = inner.next();
-        let place = inner.places.get_mut(&(environment.clone(), instance.clone()))?;
+        let place = inner.find_mut(environment, instance)?;
         let by = place.up().next()?.deployment;
         place.data.as_mut()?.writes.push(number);
         Some((number, by))
@@ -408,7 +424,7 @@ impl World {
     /// Puts a snapshot's data back by hand, or removes the data if there is no such snapshot.
     pub fn load(&self, environment: &EnvironmentName, instance: &InstanceName, reference: &str) {
         let data = self.snapshot(reference).flatten();
-        if let Some(place) = self.lock().places.get_mut(&(environment.clone(), instance.clone())) {
+        if let Some(place) = self.lock().find_mut(environment, instance) {
             place.data = data;
         }
     }
@@ -422,7 +438,7 @@ impl World {
         process: Option<Running>,
     ) {
         let mut inner = self.lock();
-        let place = inner.places.entry((environment.clone(), instance.clone())).or_default();
+        let place = inner.at(environment, instance);
         place.fence = place.fence.max(fence);
         place.update = None;
         place.processes = process.into_iter().collect();
@@ -442,7 +458,7 @@ impl World {
 
     /// Ends whatever runs in the instance, as a crash would.
     pub fn crash(&self, environment: &EnvironmentName, instance: &InstanceName) {
-        if let Some(place) = self.lock().places.get_mut(&(environment.clone(), instance.clone())) {
+        if let Some(place) = self.lock().find_mut(environment, instance) {
             for process in &mut place.processes {
                 process.down.get_or_insert_with(|| "crashed".to_owned());
             }
@@ -461,6 +477,13 @@ impl World {
     #[must_use]
     pub fn broken_rules(&self) -> Vec<String> {
         self.lock().broken.clone()
+    }
+
+    /// What is printed by mistake: a secret, made known before.
+    pub(super) fn leaked(&self, context: &Context) -> Option<String> {
+        let secret = self.lock().secret.clone()?;
+        context.hide(&secret);
+        Some(format!("the secret is {}", secret.expose()))
     }
 
     pub(super) fn executor(&self) -> &dyn Executor {

@@ -34,7 +34,7 @@ impl Process {
         self.executor_with_skew(TimeDelta::zero())
     }
 
-    /// The same, with a wall clock that is wrong by `skew`.
+    /// The same, with a wall clock that every five seconds jumps by `skew`, and then back again.
     #[must_use]
     pub fn executor_with_skew(&self, skew: TimeDelta) -> Arc<SimExecutor> {
         Arc::new(SimExecutor { core: self.core.clone(), process: self.id, skew })
@@ -116,8 +116,10 @@ impl Executor for SimExecutor {
     }
 
     fn utc(&self) -> DateTime<Utc> {
-        let since = TimeDelta::from_std(self.core.now()).unwrap_or(TimeDelta::MAX);
-        DateTime::from_timestamp(EPOCH_SECONDS, 0).unwrap_or_default() + since + self.skew
+        let now = self.core.now();
+        let since = TimeDelta::from_std(now).unwrap_or(TimeDelta::MAX);
+        let skew = if now.as_secs() % 10 < 5 { self.skew } else { TimeDelta::zero() };
+        DateTime::from_timestamp(EPOCH_SECONDS, 0).unwrap_or_default() + since + skew
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {

@@ -97,6 +97,7 @@ impl Screen {
                 self.leave(event.at, "✗", "broken off");
                 self.print(&format!("  undoing, because {reason}"));
             }
+            EventKind::Acknowledged { actor } => self.print(&format!("  acknowledged by {actor}")),
             EventKind::CancelRequested { actor } => self.print(&format!("  cancel asked for by {actor}")),
             EventKind::Finished { status, .. } => match status {
                 // Where there was an undo, it is the undo that is done.

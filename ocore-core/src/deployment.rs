@@ -50,7 +50,8 @@ pub struct Deployment {
     /// The instances whose data was put back from those snapshots, on the way back or before another attempt.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub restored: BTreeSet<InstanceName>,
-    /// The deployment that was live before and that this one replaced.
+    /// The deployment that was live before and that this one replaced, and whose data its snapshots hold. `None` after
+    /// something stranded was acknowledged: nobody knows what the data was like then.
     pub replaced: Option<DeploymentId>,
     /// The queued pushes whose place it took.
     pub superseded: Vec<DeploymentId>,
@@ -229,11 +230,12 @@ impl Deployment {
         &mut self,
         environment: Arc<Environment>,
         live: Option<Arc<Live>>,
+        acknowledged: Vec<DeploymentId>,
         at: DateTime<Utc>,
     ) {
         self.started_at = Some(at);
         self.timings.queue_wait = between(self.requested_at, at);
-        self.state = machine::begin(self.id, &self.request.goal, environment, live);
+        self.state = machine::begin(self.id, &self.request.goal, environment, live, acknowledged);
     }
 
     /// Counts time for the state that the deployment is in.
@@ -252,8 +254,8 @@ impl Deployment {
     /// Enters the next state.
     pub(crate) fn enter(&mut self, state: State, at: DateTime<Utc>) {
         if let Some(Outcome::Running(_)) = state.outcome() {
-            let previous = self.state.job().and_then(|job| job.previous.as_ref());
-            self.replaced = previous.map(|live| live.deployment);
+            let job = self.state.job().filter(|job| job.acknowledged.is_empty());
+            self.replaced = job.and_then(|job| job.previous.as_ref()).map(|live| live.deployment);
         }
         self.finished_at = state.outcome().map(|_| at);
         self.updated_at = at;

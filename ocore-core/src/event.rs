@@ -91,6 +91,11 @@ pub enum EventKind {
         /// Who.
         actor: String,
     },
+    /// It could not be undone, and somebody has put things right by hand.
+    Acknowledged {
+        /// Who.
+        actor: String,
+    },
     /// It is over.
     Finished {
         /// How it ended.

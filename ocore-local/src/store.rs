@@ -109,11 +109,17 @@ impl EnvironmentStore for SqliteStore {
             .await
     }
 
-    async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
-        let name = name.clone();
+    async fn acknowledge(
+        &self,
+        name: &EnvironmentName,
+        stranded: DeploymentId,
+        actor: &str,
+        at: DateTime<Utc>,
+    ) -> StoreResult<Acknowledged> {
+        let (name, actor) = (name.clone(), actor.to_owned());
         self.database
             .write("acknowledge the stranded deployment", move |db, _| {
-                Box::pin(environments::acknowledge(db, name, stranded))
+                Box::pin(environments::acknowledge(db, name, stranded, actor, at))
             })
             .await
     }

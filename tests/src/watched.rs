@@ -110,8 +110,14 @@ impl EnvironmentStore for Watched {
         Ok(known)
     }
 
-    async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
-        let answer = self.store.acknowledge(name, stranded).await?;
+    async fn acknowledge(
+        &self,
+        name: &EnvironmentName,
+        stranded: DeploymentId,
+        actor: &str,
+        at: DateTime<Utc>,
+    ) -> StoreResult<Acknowledged> {
+        let answer = self.store.acknowledge(name, stranded, actor, at).await?;
         if answer == Acknowledged::Done {
             self.journals.of(name).acknowledged(stranded);
         }

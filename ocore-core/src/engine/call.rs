@@ -39,7 +39,13 @@ impl Caller {
         id: DeploymentId,
     ) -> (Self, Job) {
         let sink = Arc::new(LogSink::new(shared.clone()));
-        let job = Job { id, environment: record.environment.clone(), aim: Aim::Deploy, previous: None };
+        let job = Job {
+            id,
+            environment: record.environment.clone(),
+            aim: Aim::Deploy,
+            previous: None,
+            acknowledged: Vec::new(),
+        };
         let (step, fence, cancellation) = (Step::Probe, record.fence, CancellationToken::new());
         (Self { shared, step, fence, cancellation, sink }, job)
     }

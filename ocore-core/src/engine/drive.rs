@@ -106,12 +106,12 @@ enum Attempt<Evidence, Kept> {
 impl Driver {
     fn take(crew: Arc<Crew>, claim: Claim, cancel: CancellationToken) -> Self {
         let shared = crew.shared.clone();
-        let Claim { mut deployment, environment, live, fence, lost_worker } = claim;
+        let Claim { mut deployment, environment, live, acknowledged, fence, lost_worker } = claim;
         let at = shared.executor.utc();
         let sink = Arc::new(LogSink::new(shared.clone()));
         let mut resumed = None;
         if deployment.state == State::Queued {
-            deployment.begin(environment, live, at);
+            deployment.begin(environment, live, acknowledged, at);
         } else {
             deployment.spend(between(deployment.updated_at, at));
             let lost = lost_worker && !planted!(ForgetBegun);

@@ -17,7 +17,9 @@ use crate::{
 pub enum Resolution {
     /// Go on with the undo, as a new deployment that goes before all others.
     Resume,
-    /// A person has put things right by hand: the environment goes on as it is.
+    /// A person has put things right by hand: the environment goes on as it is. What still runs of the stranded
+    /// deployment is withdrawn by the next deployment's Stop. Until a deployment ends Running the stranded one's
+    /// snapshot is kept, and a rollback to what served before brings it back.
     Acknowledge,
 }
 
@@ -103,7 +105,9 @@ impl Engine {
         let stranded = record.attention.ok_or_else(no_attention)?;
         match resolution {
             Resolution::Acknowledge => {
-                match self.shared.in_time(self.shared.store.acknowledge(&name, stranded)).await? {
+                let (actor, at) = (checked("actor", actor.into())?, self.shared.executor.utc());
+                let acknowledge = self.shared.store.acknowledge(&name, stranded, &actor, at);
+                match self.shared.in_time(acknowledge).await? {
                     Acknowledged::Done => {
                         self.shared.tell_of_work();
                         Ok(None)

@@ -17,7 +17,7 @@ const PAGE_LENGTH_MAX: usize = 1000;
 pub struct Details {
     /// The deployment.
     pub deployment: Deployment,
-    /// Whether it is what its environment serves.
+    /// Whether it is what its environment serves; nothing is while the environment needs attention.
     pub is_live: bool,
     /// Why it waits, if it is queued.
     pub waiting: Option<Waiting>,
@@ -58,7 +58,8 @@ impl Engine {
         let filter = Filter { answers: Some(id), ..Filter::environment(deployment.environment.clone()) };
         let answers = self.shared.in_time(self.shared.store.history(&filter, None, 100)).await?.deployments;
         Ok(Details {
-            is_live: environment.live.is_some_and(|live| live.deployment == id),
+            is_live: environment.attention.is_none()
+                && environment.live.is_some_and(|live| live.deployment == id),
             waiting: self.waiting(id).await?,
             answered_by: answers.into_iter().map(|deployment| deployment.id).collect(),
             deployment,

@@ -133,7 +133,8 @@ async fn locate(state: &Locate, caller: &Caller) -> Result<Located, Failure> {
     let Aim::Rollback { to, .. } = job.aim else {
         return Err(permanent("only a rollback locates an earlier release".to_owned()));
     };
-    if job.previous.as_ref().is_some_and(|live| live.deployment == to) {
+    let live = job.previous.as_ref().is_some_and(|live| live.deployment == to);
+    if live && job.acknowledged.is_empty() {
         return Err(permanent(format!("{to} is live already: there is nothing to do")));
     }
     let target = caller.read(caller.shared.store.deployment(to)).await?;
@@ -144,7 +145,7 @@ async fn locate(state: &Locate, caller: &Caller) -> Result<Located, Failure> {
         return Err(permanent(format!("{to} was never live in this environment")));
     };
     let load = if state.with_data() {
-        let data = caller.read(caller.shared.data_of(target, &job.environment)).await?;
+        let data = caller.read(caller.shared.data_of(target, &job.environment, &job.acknowledged)).await?;
         Some(data.map_err(permanent)?.snapshots)
     } else {
         None
@@ -248,7 +249,8 @@ impl Perform for Stop {
                 caller.answer(&context, deadline, caller.shared.runtime.stop(&context, live)).await
             })
         });
-        let (stopped, failures) = caller.each(job, work.collect()).await;
+        let (stopped, mut failures) = caller.each(job, work.collect()).await;
+        failures.extend(withdraw_acknowledged(job, caller).await);
         if failures.is_empty() {
             Report::Done(Stopped::new(windows(self, caller).await))
         } else {
@@ -265,6 +267,28 @@ impl Perform for Stop {
         deployment.windows.extend(stopped.windows.clone());
         stopped.windows.keys().cloned().collect()
     }
+}
+
+/// Withdraws what still runs of stranded deployments that were acknowledged, in their names.
+async fn withdraw_acknowledged(job: &Job, caller: &Caller) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    for id in &job.acknowledged {
+        let stranded = match caller.read(caller.shared.stranded(*id)).await {
+            Ok(stranded) => stranded,
+            Err(failure) => return vec![failure],
+        };
+        // What cannot be found any more has no name to be withdrawn by.
+        let Some(stranded) = stranded else { continue };
+        let deadline = Caller::policy(job).deadlines.start;
+        let work = stranded.environment.instances().iter().map(|instance| {
+            let context = caller.context(&stranded).for_instance(&instance.name);
+            part(&instance.name, async move {
+                caller.answer(&context, deadline, caller.shared.runtime.withdraw(&context, instance)).await
+            })
+        });
+        failures.extend(caller.each(job, work.collect()).await.1);
+    }
+    failures
 }
 
 /// Whether something was written between each snapshot and the stop. What cannot be told counts as written.

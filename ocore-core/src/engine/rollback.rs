@@ -7,6 +7,7 @@ use crate::{
     deployment::Deployment,
     environment::{Environment, Instance},
     id::DeploymentId,
+    machine::{Job, Outcome},
     name::InstanceName,
     port::{Filter, SnapshotState, StoreResult},
     release::{Commit, Snapshot, Window},
@@ -95,7 +96,14 @@ impl Engine {
         };
         let preview = |loss| RollbackPreview { to: id, commit: live.release.commit.clone(), loss };
         let record = self.environment(target.environment.as_str()).await?;
-        if record.live.is_some_and(|live| live.deployment == id) {
+        let live = record.live.as_ref().is_some_and(|live| live.deployment == id);
+        if let Some(stranded) = record.attention.filter(|_| live) {
+            let reason = format!(
+                "it does not serve: {stranded} could not be undone. Resume its rollback, or acknowledge it, first"
+            );
+            return Err(EngineError::CannotRollBack { id, reason });
+        }
+        if live && record.acknowledged.is_empty() {
             let alone = record.active.is_none() && record.queued == 0;
             return if alone {
                 Err(EngineError::LiveAlready { id })
@@ -106,7 +114,11 @@ impl Engine {
         if request.mode == RollbackMode::CodeOnly {
             return Ok(preview(Loss::Nothing));
         }
-        match self.shared.in_time(self.shared.data_of(&target, &record.environment)).await? {
+        match self
+            .shared
+            .in_time(self.shared.data_of(&target, &record.environment, &record.acknowledged))
+            .await?
+        {
             Ok(data) => {
                 let moments = data.snapshots.iter().map(|(name, snapshot)| (name.clone(), snapshot.taken_at));
                 Ok(preview(Loss::Since { moments: moments.collect(), windows: data.windows }))
@@ -155,15 +167,22 @@ impl Shared {
     /// undone did not end anything: what was written after it belongs to the target too, so that what counts is
     /// the one that replaced the target for good. The inner error says why there is no such data.
     ///
+    /// Where a deployment was stranded on top of the target and acknowledged, that is the one: what came of the data
+    /// since then, by its migration or by hand, nobody knows.
+    ///
     /// An instance that the environment has now, and did not have then, has no such data: nobody can say what it
     /// should become, so that the answer is no. Instances that the environment has no more are left out.
     pub(super) async fn data_of(
         &self,
         target: &Deployment,
         environment: &Environment,
+        acknowledged: &[DeploymentId],
     ) -> StoreResult<Result<DataOf, String>> {
         let filter = Filter { replaced: Some(target.id), ..Filter::environment(target.environment.clone()) };
-        let successor = self.newest(&filter).await?;
+        let successor = match self.stranded_on(target.id, acknowledged).await? {
+            Some(stranded) => Some(stranded),
+            None => self.newest(&filter).await?,
+        };
         if planted!(RollbackOffByOne) {
             return Ok(Ok(DataOf { snapshots: target.snapshots.clone(), windows: BTreeMap::new() }));
         }
@@ -195,5 +214,29 @@ impl Shared {
             data.windows.extend(successor.windows.get(name).map(|window| (name.clone(), *window)));
         }
         Ok(Ok(data))
+    }
+
+    /// What the stranded deployment worked for, or the one that it was to recover.
+    pub(super) async fn stranded(&self, id: DeploymentId) -> StoreResult<Option<Job>> {
+        let stranded = self.store.deployment(id).await?;
+        Ok(stranded.and_then(|stranded| match stranded.outcome() {
+            Some(Outcome::Stranded { undo, .. }) => Some(undo.job().clone()),
+            _ => None,
+        }))
+    }
+
+    /// The first of these stranded deployments that was to replace the target.
+    async fn stranded_on(
+        &self,
+        target: DeploymentId,
+        acknowledged: &[DeploymentId],
+    ) -> StoreResult<Option<Deployment>> {
+        for id in acknowledged {
+            let Some(job) = self.stranded(*id).await? else { continue };
+            if job.previous.is_some_and(|live| live.deployment == target) {
+                return self.store.deployment(job.id).await;
+            }
+        }
+        Ok(None)
     }
 }

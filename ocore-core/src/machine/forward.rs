@@ -193,7 +193,7 @@ impl Fold for Build {
 /// The release is there; the environment's policy says what comes first.
 fn prepared(job: Job, release: Arc<Release>) -> State {
     let after_stop = job.environment.policy().snapshot == SnapshotWhen::AfterStop;
-    if after_stop && job.previous.is_some() {
+    if after_stop && job.is_occupied() {
         Stop::new(job, release, None).into()
     } else {
         Snapshot::new(job, release, false).into()
@@ -232,7 +232,7 @@ impl Snapshot {
     /// Whether nothing serves that could write between the snapshot and the stop.
     #[must_use]
     pub const fn is_without_window(&self) -> bool {
-        self.after_stop || self.job.previous.is_none()
+        self.after_stop || !self.job.is_occupied()
     }
 
     /// The snapshots that earlier attempts took.
@@ -255,7 +255,7 @@ impl Fold for Snapshot {
     }
     fn succeed(mut self, taken: Self::Evidence) -> State {
         self.taken.extend(taken);
-        if self.job.previous.is_some() && !self.after_stop {
+        if self.job.is_occupied() && !self.after_stop {
             let stop = Stop::new(self.job, self.release, Some(self.taken));
             Stop { tally: self.stop.unwrap_or_default(), ..stop }.into()
         } else {

@@ -27,6 +27,9 @@ pub struct Job {
     pub aim: Aim,
     /// What served when the deployment started.
     pub previous: Option<Arc<Live>>,
+    /// The stranded deployments that had been acknowledged by then: what still runs of them is withdrawn by Stop.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub acknowledged: Vec<DeploymentId>,
 }
 
 /// What is to become live.
@@ -51,14 +54,14 @@ pub(crate) fn begin(
     goal: &Goal,
     environment: Arc<Environment>,
     previous: Option<Arc<Live>>,
+    acknowledged: Vec<DeploymentId>,
 ) -> State {
+    let job = |aim| Job { id, environment: environment.clone(), aim, previous, acknowledged };
     match goal {
-        Goal::Deploy(revision) => {
-            Fetch::new(Job { id, environment, aim: Aim::Deploy, previous }, revision.clone()).into()
-        }
+        Goal::Deploy(revision) => Fetch::new(job(Aim::Deploy), revision.clone()).into(),
         Goal::Rollback { to, mode } => {
             let aim = Aim::Rollback { to: *to, load: None };
-            Locate::new(Job { id, environment, aim, previous }, *mode == RollbackMode::CodeAndData).into()
+            Locate::new(job(aim), *mode == RollbackMode::CodeAndData).into()
         }
         Goal::Recover(undo) => undo.as_ref().clone().under(environment.policy()).resume(),
     }
@@ -143,6 +146,11 @@ impl Cutover {
 }
 
 impl Job {
+    /// Whether something may run that is to be stopped.
+    pub(super) const fn is_occupied(&self) -> bool {
+        self.previous.is_some() || !self.acknowledged.is_empty()
+    }
+
     /// Starts again what served before, or ends if nothing did.
     pub(super) fn revive(self, cause: Cause) -> State {
         match self.previous.clone() {

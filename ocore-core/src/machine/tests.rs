@@ -344,6 +344,22 @@ fn snapshots_of_data_that_was_served_meanwhile_are_taken_again() {
 }
 
 #[test]
+fn what_still_runs_of_an_acknowledged_deployment_is_stopped() {
+    for (plan, expected) in [
+        (Plan::DEPLOY, "fetch build snapshot stop start probe Running New"),
+        (Plan::FIRST, "fetch build snapshot stop update start probe Running New"),
+        (Plan::FIRST.after_stop(), "fetch build stop snapshot update start probe Running New"),
+    ] {
+        let state = plan.begin_after(vec![drive::EARLIER]);
+        assert_eq!(path_from(state.clone(), plan, &[]).0, expected);
+        if !plan.previous {
+            let (path, _) = path_from(state, plan, &[(Step::Stop, Attempt::PERMANENT)]);
+            assert!(path.ends_with("stop Failed Down"), "{path}");
+        }
+    }
+}
+
+#[test]
 fn a_hopeless_undo_is_stranded_and_can_be_resumed() {
     for (step, resumed) in [
         (Step::Withdraw, "withdraw restore revive RolledBack Previous"),
@@ -360,7 +376,7 @@ fn a_hopeless_undo_is_stranded_and_can_be_resumed() {
         assert_eq!(failure.step, step);
         assert_eq!(undo.job().id, ID);
         let environment = undo.job().environment.clone();
-        let recovery = begin(drive::EARLIER, &Goal::Recover(undo), environment, None);
+        let recovery = begin(drive::EARLIER, &Goal::Recover(undo), environment, None, Vec::new());
         assert_eq!(
             recovery.job().map(|job| job.id),
             Some(ID),
@@ -380,7 +396,7 @@ fn a_resumed_undo_has_all_its_attempts_again() {
         panic!("not stranded: {end:?}")
     };
     let environment = undo.job().environment.clone();
-    let recovery = begin(ID, &Goal::Recover(undo), environment, None);
+    let recovery = begin(ID, &Goal::Recover(undo), environment, None, Vec::new());
     let script: Vec<_> = failures(Step::Restore).take(11).collect();
     let (path, _) = path_from(recovery, Plan::DEPLOY, &script);
     assert!(path.ends_with("revive RolledBack Previous"), "{path}");
@@ -398,7 +414,7 @@ fn a_resumed_undo_goes_by_the_rules_of_the_moment() {
     let one =
         EnvironmentSpec::new("shop", "https://git.example.org/shop.git").instance(InstanceSpec::new("other"));
     let now = Environment::try_from(one).unwrap().under(&policy);
-    let recovery = begin(ID, &Goal::Recover(undo.clone()), Arc::new(now), None);
+    let recovery = begin(ID, &Goal::Recover(undo.clone()), Arc::new(now), None, Vec::new());
     let environment = &recovery.job().unwrap().environment;
     assert_eq!(environment.policy(), &policy);
     assert_eq!(environment.instances(), undo.job().environment.instances());

@@ -160,8 +160,14 @@ impl EnvironmentStore for MemoryStore {
         self.tell(known)
     }
 
-    async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
-        let acknowledged = self.state().acknowledge(name, stranded);
+    async fn acknowledge(
+        &self,
+        name: &EnvironmentName,
+        stranded: DeploymentId,
+        actor: &str,
+        at: DateTime<Utc>,
+    ) -> StoreResult<Acknowledged> {
+        let acknowledged = self.state().acknowledge(name, stranded, actor, at);
         self.tell(acknowledged)
     }
 }

@@ -148,6 +148,8 @@ mock! {
             &self,
             name: &EnvironmentName,
             stranded: DeploymentId,
+            actor: &str,
+            at: DateTime<Utc>,
         ) -> StoreResult<Acknowledged>;
     }
 

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use ocore_core::{
-    engine::{EngineError, Resolution},
+    deployment::Deployment,
+    engine::{EngineError, Loss, Resolution, RollbackRequest},
     environment::{EnvironmentSpec, InstanceSpec},
     event::EventKind,
     id::EventSeq,
@@ -9,7 +10,7 @@ use ocore_core::{
     name::InstanceName,
     queue::WaitReason,
     retry::RetryPolicy,
-    testing::fakes::Behaviour,
+    testing::fakes::{Behaviour, Schema},
 };
 
 use crate::{
@@ -128,9 +129,11 @@ async fn a_stranded_deployment_says_why_it_was_undone_and_why_it_could_not_be() 
         "{reason}"
     );
 
+    runtime.refuse(&[]);
     stage.engine.resolve("shop", Resolution::Acknowledge, "bob").await.unwrap();
     let cancelled = stage.ask("second", Behaviour::good().updates().takes(Duration::from_secs(60))).await;
     stage.begun(cancelled, Step::Update).await;
+    runtime.refuse(&["withdraw"]);
     stage.engine.cancel(cancelled, "bob").await.unwrap();
     let cancelled = stage.end(cancelled).await;
     assert_eq!((cancelled.status(), cancelled.failure()), (Status::Failed, None));
@@ -166,4 +169,52 @@ async fn an_undo_that_is_hopeless_waits_for_a_person() {
     assert_eq!(stage.end(next).await.outcome().map(|outcome| outcome.serving()), Some(Serving::New));
     let none = stage.engine.resolve("shop", Resolution::Acknowledge, "bob").await.unwrap_err();
     assert!(matches!(none, EngineError::NoAttention { .. }), "{none}");
+}
+
+/// A deployment that migrates, and is stranded on the first one: its own process goes on running.
+async fn stranded(stage: &Stage, runtime: &Refusing) -> (Deployment, Deployment) {
+    let first = stage.deploy("first", Behaviour::good()).await;
+    runtime.refuse(&["withdraw"]);
+    let stranded = stage.deploy("second", Behaviour::good().updates().unhealthy()).await;
+    assert_eq!((stranded.status(), up(stage, "web").len()), (Status::Failed, 1));
+    runtime.refuse(&[]);
+    (first, stranded)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_to_what_served_before_brings_its_data_back_after_an_acknowledgement() {
+    let (stage, runtime) = refusing(hasty()).await;
+    let (first, stranded) = stranded(&stage, &runtime).await;
+    let request = RollbackRequest::to(first.id).actor("bob");
+    let refused = stage.engine.roll_back(request.clone()).await.unwrap_err().to_string();
+    assert!(refused.contains("could not be undone. Resume its rollback, or acknowledge it"), "{refused}");
+    assert!(!stage.engine.details(first.id).await.unwrap().is_live, "it is down");
+
+    stage.engine.resolve("shop", Resolution::Acknowledge, "bob").await.unwrap();
+    let told = stage.engine.events(stranded.id, EventSeq::default(), 1000).await.unwrap().pop().unwrap();
+    assert_eq!(told.kind, EventKind::Acknowledged { actor: "bob".to_owned() });
+    let (accepted, preview) = stage.engine.roll_back(request).await.unwrap();
+    let Loss::Since { moments, .. } = preview.loss else { panic!("{preview:?}") };
+    let snapshot = stranded.snapshots.values().next().unwrap();
+    assert_eq!(moments.values().collect::<Vec<_>>(), [&snapshot.taken_at]);
+    let rollback = stage.end(accepted.id).await;
+    assert_eq!((rollback.status(), rollback.failure()), (Status::Running, None));
+    assert_eq!(up(&stage, "web"), live(&stage).await);
+    let schema = stage.data().unwrap().schema;
+    assert!(!schema.contains(&Schema::Updated(stranded.id)), "{schema:?}");
+    assert_eq!(stage.world.broken_rules(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_still_runs_of_an_acknowledged_deployment_is_stopped_by_the_next_one() {
+    let (stage, runtime) = refusing(hasty()).await;
+    let (first, _) = stranded(&stage, &runtime).await;
+    stage.engine.resolve("shop", Resolution::Acknowledge, "bob").await.unwrap();
+    let third = stage.deploy("third", Behaviour::good()).await;
+    assert_eq!((third.status(), third.failure()), (Status::Running, None));
+    assert_eq!(up(&stage, "web"), live(&stage).await);
+    // Its snapshot holds what the stranded one has made of the data.
+    let refused = stage.engine.roll_back(RollbackRequest::to(first.id)).await.unwrap_err().to_string();
+    assert!(refused.contains("no later deployment has a snapshot of its data"), "{refused}");
+    assert_eq!(stage.engine.environment("shop").await.unwrap().acknowledged, Vec::new());
 }

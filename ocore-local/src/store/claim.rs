@@ -210,7 +210,10 @@ pub(super) async fn claimed(
     let row =
         sqlx::query_as::<_, (String, Option<String>)>("SELECT settings, live FROM lanes WHERE name = ?1");
     let (settings, live) = row.bind(lane.name.as_str()).fetch_one(db).await?;
-    Ok(Claim::new(deployment, read_settings(&settings)?, read_live(live)?, lane.fence, lost_worker))
+    let (settings, live) = (read_settings(&settings)?, read_live(live)?);
+    let mut claim = Claim::new(deployment, settings, live, lane.fence, lost_worker);
+    claim.acknowledged.clone_from(&lane.acknowledged);
+    Ok(claim)
 }
 
 /// How long until there is something to claim, if only time passes.

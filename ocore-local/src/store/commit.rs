@@ -94,6 +94,9 @@ async fn finish_lane(
     now: i64,
 ) -> sqlx::Result<Option<(DeploymentId, Fence)>> {
     (lane.active, lane.holder, lane.lost_if_forgotten, lane.due) = (None, None, false, 0);
+    if finish.verdict {
+        lane.acknowledged.clear();
+    }
     match finish.attention {
         Some(true) => lane.attention = Some(commit.deployment.id),
         Some(false) => lane.attention = None,

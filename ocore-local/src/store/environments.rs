@@ -1,11 +1,13 @@
 //! The environments and what they serve.
 
+use chrono::{DateTime, Utc};
 use ocore_core::{
     deployment::Deployment,
     environment::Environment,
+    event::{EventKind, NewEvent},
     id::{DeploymentId, Fence},
     name::{EnvironmentName, PoolName},
-    port::{Acknowledged, EnvironmentRecord, LaneQueue, Occupied, Saved},
+    port::{Acknowledged, EnvironmentRecord, LaneQueue, LogLimit, Occupied, Saved},
     stored,
 };
 use sqlx::SqliteConnection;
@@ -14,8 +16,9 @@ use super::{
     claim::{read_live, read_settings},
     error::unreadable,
     lane::Lane,
+    log,
     queue::all_waiting,
-    row::{decode, deployment_id, environment_name, uncount},
+    row::{DeploymentRow, decode, deployment_id, deployment_ids, environment_name, uncount},
 };
 
 pub(super) async fn save(db: &mut SqliteConnection, environment: Environment) -> sqlx::Result<Saved> {
@@ -73,24 +76,36 @@ pub(super) async fn all(db: &mut SqliteConnection) -> sqlx::Result<Vec<Environme
     Ok(rows.filter_map(|row| readable(&row.0.clone(), record(row))).collect())
 }
 
-type Columns =
-    (String, String, bool, Option<String>, Option<Vec<u8>>, Option<String>, Option<Vec<u8>>, i64, i64);
+type Columns = (
+    String,
+    String,
+    bool,
+    Option<String>,
+    Option<Vec<u8>>,
+    Option<String>,
+    Option<Vec<u8>>,
+    i64,
+    i64,
+    Vec<u8>,
+);
 
 /// Environments, by name.
 async fn rows(db: &mut SqliteConnection, name: Option<&EnvironmentName>) -> sqlx::Result<Vec<Columns>> {
     let rows = sqlx::query_as::<_, Columns>(
         "SELECT name, settings, paused, paused_by, attention, live, active, fence,
-                (SELECT count(*) FROM deployments WHERE environment = lanes.name AND phase = 'waiting')
+                (SELECT count(*) FROM deployments WHERE environment = lanes.name AND phase = 'waiting'),
+                acknowledged
          FROM lanes WHERE ?1 IS NULL OR name = ?1 ORDER BY name",
     );
     rows.bind(name.map(EnvironmentName::as_str)).fetch_all(db).await
 }
 
 fn record(row: Columns) -> sqlx::Result<EnvironmentRecord> {
-    let (_, settings, paused, paused_by, attention, live, active, fence, queued) = row;
+    let (_, settings, paused, paused_by, attention, live, active, fence, queued, acknowledged) = row;
     let mut record = EnvironmentRecord::new(read_settings(&settings)?);
     (record.paused, record.paused_by) = (paused, paused_by);
     record.attention = attention.as_deref().map(deployment_id).transpose()?;
+    record.acknowledged = deployment_ids(&acknowledged)?;
     record.live = read_live(live)?;
     record.active = active.as_deref().map(deployment_id).transpose()?;
     record.fence = Fence::new(uncount(fence));
@@ -115,13 +130,20 @@ pub(super) async fn acknowledge(
     db: &mut SqliteConnection,
     name: EnvironmentName,
     stranded: DeploymentId,
+    actor: String,
+    at: DateTime<Utc>,
 ) -> sqlx::Result<Acknowledged> {
     let Some(mut lane) = Lane::find(db, &name).await? else { return Ok(Acknowledged::NotWaiting) };
     if !lane.waits_for(db, stranded).await? {
         return Ok(Acknowledged::NotWaiting);
     }
     lane.attention = None;
+    lane.acknowledged.push(stranded);
     lane.save(db).await?;
+    let mut row = DeploymentRow::of(db, stranded).await?;
+    let told = NewEvent::new(at, EventKind::Acknowledged { actor });
+    log::append(db, stranded, &mut row.log, &[told], LogLimit::DEFAULT).await?;
+    row.save(db).await?;
     Ok(Acknowledged::Done)
 }
 

@@ -7,12 +7,13 @@ use ocore_core::{
 };
 use sqlx::SqliteConnection;
 
-use super::row::{bytes, count, deployment_id, uncount, worker_bytes, worker_id};
+use super::row::{bytes, count, deployment_id, deployment_ids, uncount, worker_bytes, worker_id};
 
 pub(super) struct Lane {
     pub(super) name: EnvironmentName,
     pub(super) paused: bool,
     pub(super) attention: Option<DeploymentId>,
+    pub(super) acknowledged: Vec<DeploymentId>,
     pub(super) active: Option<DeploymentId>,
     pub(super) holder: Option<WorkerId>,
     pub(super) due: i64,
@@ -31,7 +32,8 @@ enum Place {
     Free,
 }
 
-type Columns = (bool, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, i64, bool, i64, i64, Option<i64>);
+type Columns =
+    (bool, Option<Vec<u8>>, Option<Vec<u8>>, Option<Vec<u8>>, i64, bool, i64, i64, Option<i64>, Vec<u8>);
 
 impl Lane {
     pub(super) async fn find(
@@ -39,11 +41,13 @@ impl Lane {
         name: &EnvironmentName,
     ) -> sqlx::Result<Option<Self>> {
         let row = sqlx::query_as::<_, Columns>(
-            "SELECT paused, attention, active, holder, due, lost_if_forgotten, fence, seq, ticket
+            "SELECT paused, attention, active, holder, due, lost_if_forgotten, fence, seq, ticket,
+                    acknowledged
              FROM lanes WHERE name = ?1",
         );
         let Some(row) = row.bind(name.as_str()).fetch_optional(db).await? else { return Ok(None) };
-        let (paused, attention, active, holder, due, lost_if_forgotten, fence, seq, ticket) = row;
+        let (paused, attention, active, holder, due, lost_if_forgotten, fence, seq, ticket, acknowledged) =
+            row;
         let id = |bytes: Option<Vec<u8>>| bytes.as_deref().map(deployment_id).transpose();
         let (attention, active) = (id(attention)?, id(active)?);
         let holder = holder.as_deref().map(worker_id).transpose()?;
@@ -57,6 +61,7 @@ impl Lane {
             name,
             paused,
             attention,
+            acknowledged: deployment_ids(&acknowledged)?,
             active,
             holder,
             due,
@@ -89,7 +94,8 @@ impl Lane {
         };
         let update = sqlx::query(
             "UPDATE lanes SET paused = ?2, attention = ?3, active = ?4, holder = ?5, due = ?6,
-                    lost_if_forgotten = ?7, fence = ?8, seq = ?9, next = ?10, ticket = ?11
+                    lost_if_forgotten = ?7, fence = ?8, seq = ?9, next = ?10, ticket = ?11,
+                    acknowledged = ?12
              WHERE name = ?1",
         );
         let update = update
@@ -103,7 +109,8 @@ impl Lane {
             .bind(count(self.fence.get()))
             .bind(count(self.seq))
             .bind(next.map(bytes))
-            .bind(ticket);
+            .bind(ticket)
+            .bind(self.acknowledged.iter().copied().flat_map(bytes).collect::<Vec<u8>>());
         update.execute(db).await.map(drop)
     }
 

@@ -150,6 +150,11 @@ pub(super) fn deployment_id(bytes: &[u8]) -> sqlx::Result<DeploymentId> {
     bits(bytes).map(DeploymentId::from_u128)
 }
 
+/// Ids, one after the other.
+pub(super) fn deployment_ids(bytes: &[u8]) -> sqlx::Result<Vec<DeploymentId>> {
+    bytes.chunks(16).map(deployment_id).collect()
+}
+
 pub(super) fn worker_id(bytes: &[u8]) -> sqlx::Result<WorkerId> {
     bits(bytes).map(WorkerId::from_u128)
 }

@@ -82,7 +82,7 @@ pub(super) async fn retire(
                  WHERE environment = ?1 AND phase = 'active' AND coalesce(target, recovers) IS NOT NULL)",
     );
     let pinned = pinned.bind(environment.as_str()).fetch_one(&mut *db).await?;
-    if lane.attention.is_some() || pinned > 0 {
+    if lane.attention.is_some() || !lane.acknowledged.is_empty() || pinned > 0 {
         return Ok(Vec::new());
     }
     let retired = sqlx::query_scalar(

@@ -63,8 +63,13 @@ impl Plan {
 
     /// The first step.
     pub(crate) fn begin(self) -> State {
+        self.begin_after(Vec::new())
+    }
+
+    /// The same, where these stranded and were acknowledged.
+    pub(crate) fn begin_after(self, acknowledged: Vec<DeploymentId>) -> State {
         let previous = self.previous.then(|| Arc::new(live(BEFORE)));
-        begin(ID, &self.goal(), Arc::new(environment(self.when)), previous)
+        begin(ID, &self.goal(), Arc::new(environment(self.when)), previous, acknowledged)
     }
 
     fn goal(self) -> Goal {

@@ -1,6 +1,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 
 use super::StoreResult;
 use crate::{
@@ -32,8 +33,15 @@ pub trait EnvironmentStore: Send + Sync + 'static {
     /// goes on. `false` if there is no such environment.
     async fn set_paused(&self, name: &EnvironmentName, by: Option<String>) -> StoreResult<bool>;
 
-    /// A person has looked after what the stranded deployment left: the environment goes on.
-    async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged>;
+    /// A person has looked after what the stranded deployment left: the environment goes on, and remembers it in
+    /// [`EnvironmentRecord::acknowledged`]. The deployment's log tells who did that, at this time.
+    async fn acknowledge(
+        &self,
+        name: &EnvironmentName,
+        stranded: DeploymentId,
+        actor: &str,
+        at: DateTime<Utc>,
+    ) -> StoreResult<Acknowledged>;
 }
 
 /// An environment and what is going on in it.
@@ -48,6 +56,9 @@ pub struct EnvironmentRecord {
     pub paused_by: Option<String>,
     /// The stranded deployment that a person must look after. Until then, only its recovery is started.
     pub attention: Option<DeploymentId>,
+    /// The stranded deployments that were acknowledged since a deployment last ended Running, oldest first: something of
+    /// them may run, and nobody knows in which state the data is.
+    pub acknowledged: Vec<DeploymentId>,
     /// What it serves.
     pub live: Option<Arc<Live>>,
     /// The deployment that is under way.
@@ -62,16 +73,16 @@ impl EnvironmentRecord {
     /// A new environment: nothing serves, nothing waits.
     #[must_use]
     pub fn new(environment: Arc<Environment>) -> Self {
-        let fence = Fence::default();
         Self {
             environment,
             paused: false,
             paused_by: None,
             attention: None,
+            acknowledged: Vec::new(),
             live: None,
             active: None,
             queued: 0,
-            fence,
+            fence: Fence::default(),
         }
     }
 }

@@ -146,6 +146,8 @@ pub struct Claim {
     pub environment: Arc<Environment>,
     /// What it serves.
     pub live: Option<Arc<Live>>,
+    /// The stranded deployments that were acknowledged since a deployment last ended Running, oldest first.
+    pub acknowledged: Vec<DeploymentId>,
     /// The lane's new fence.
     pub fence: Fence,
     /// Whether another worker had begun the step and never reported back.
@@ -153,7 +155,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// A claim.
+    /// A claim in an environment where nothing stranded was acknowledged.
     #[must_use]
     pub const fn new(
         deployment: Deployment,
@@ -162,7 +164,7 @@ impl Claim {
         fence: Fence,
         lost_worker: bool,
     ) -> Self {
-        Self { deployment, environment, live, fence, lost_worker }
+        Self { deployment, environment, live, acknowledged: Vec::new(), fence, lost_worker }
     }
 }
 
@@ -243,7 +245,7 @@ pub struct Finish {
     pub attention: Option<bool>,
     /// Claim the next deployment of the lane for the same worker.
     pub claim_next: bool,
-    /// `true` if the deployment ends Running: refused while a cancel is pending.
+    /// `true` if the deployment ends Running: refused while a cancel is pending. What was acknowledged is forgotten.
     pub verdict: bool,
 }
 

@@ -14,8 +14,8 @@ pub trait SnapshotStore: Send + Sync + 'static {
     async fn snapshots(&self, environment: &EnvironmentName) -> StoreResult<Vec<SnapshotRecord>>;
 
     /// Marks snapshots as retired, by their references, so that they may be removed; says which of them are
-    /// retired now. **None** while the environment needs attention, or a rollback or recovery of it waits or is
-    /// under way; none of a deployment that is not over.
+    /// retired now. **None** while the environment needs attention, or nothing became Running since it did, or a
+    /// rollback or recovery of it waits or is under way; none of a deployment that is not over.
     async fn retire_snapshots(
         &self,
         environment: &EnvironmentName,

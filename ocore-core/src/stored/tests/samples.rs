@@ -121,6 +121,7 @@ fn states() -> Vec<(&'static str, State)> {
         ("locate-code-only", state_at(code_only, &[], Step::Locate)),
         ("fetch", state_at(update, &[(Step::Fetch, Attempt::TRANSIENT)], Step::Fetch)),
         ("fetch-rollback", state_at(rollback(RollbackMode::CodeAndData), &[], Step::Fetch)),
+        ("fetch-acknowledged", Plan::UPDATE.begin_after(vec![EARLIER, BEFORE])),
         ("build", state_at(update, &[(Step::Build, Attempt::Lost)], Step::Build)),
         ("build-rollback-code-only", state_at(code_only, &[], Step::Build)),
         ("snapshot", state_at(update, &[], Step::Snapshot)),
@@ -191,6 +192,7 @@ pub(super) fn events() -> Vec<(String, EventKind)> {
         ("retrying-detailed".to_owned(), EventKind::Retrying { failure: detailed, after_millis: 0 }),
         ("undoing".to_owned(), EventKind::Undoing { reason: "probe of a: not healthy".into() }),
         ("cancel-requested".to_owned(), EventKind::CancelRequested { actor: "ada".into() }),
+        ("acknowledged".to_owned(), EventKind::Acknowledged { actor: "ada".into() }),
         ("finished-superseded".to_owned(), finished(Status::Cancelled, None, Some(NEWER))),
         ("finished-reason".to_owned(), finished(Status::Failed, Some("fetch: no such branch"), None)),
     ];

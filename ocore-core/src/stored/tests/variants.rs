@@ -115,6 +115,7 @@ variants! {
         EventKind::Retrying { .. } => "retrying",
         EventKind::Undoing { .. } => "undoing",
         EventKind::CancelRequested { .. } => "cancel requested",
+        EventKind::Acknowledged { .. } => "acknowledged",
         EventKind::Finished { .. } => "finished",
     }
     stream(Stream) {
@@ -189,7 +190,10 @@ impl Seen {
             EventKind::Progress { progress, .. } => self.0.extend([unit(&progress.unit)]),
             EventKind::Retrying { failure, .. } => self.failure(failure),
             EventKind::Finished { status: end, .. } => self.0.extend([status(end)]),
-            EventKind::Queued | EventKind::Undoing { .. } | EventKind::CancelRequested { .. } => {}
+            EventKind::Queued
+            | EventKind::Undoing { .. }
+            | EventKind::CancelRequested { .. }
+            | EventKind::Acknowledged { .. } => {}
         }
     }
 

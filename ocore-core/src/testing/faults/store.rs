@@ -46,10 +46,17 @@ faulty! {
         self.faults.run(self.caller, call("set_paused"), self.inner.set_paused(name, by), late).await
     }
 
-    async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
-        let (inner, own) = (self.inner.clone(), name.clone());
-        let late = boxed(move || async move { inner.acknowledge(&own, stranded).await });
-        self.faults.run(self.caller, call("acknowledge"), self.inner.acknowledge(name, stranded), late).await
+    async fn acknowledge(
+        &self,
+        name: &EnvironmentName,
+        stranded: DeploymentId,
+        actor: &str,
+        at: DateTime<Utc>,
+    ) -> StoreResult<Acknowledged> {
+        let (inner, own, who) = (self.inner.clone(), name.clone(), actor.to_owned());
+        let late = boxed(move || async move { inner.acknowledge(&own, stranded, &who, at).await });
+        let effect = self.inner.acknowledge(name, stranded, actor, at);
+        self.faults.run(self.caller, call("acknowledge"), effect, late).await
     }
 }
 

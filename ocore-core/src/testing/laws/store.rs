@@ -59,6 +59,7 @@ declare_laws!($
         attention_stops_everything_but_the_recovery,
         a_recovery_that_strands_is_waited_for,
         an_acknowledged_environment_goes_on,
+        what_was_acknowledged_is_remembered_until_something_runs,
         a_fresh_fence_shuts_out_the_old_one,
         an_old_fence_changes_nothing,
         a_version_must_follow,

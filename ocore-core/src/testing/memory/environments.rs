@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
+
 use super::{State, lanes::Lane};
 use crate::{
     environment::Environment,
+    event::{EventKind, NewEvent},
     id::DeploymentId,
     name::EnvironmentName,
     port::{Acknowledged, EnvironmentRecord, LaneQueue, Occupied, Saved},
@@ -50,10 +53,21 @@ impl State {
         self.lanes.change(name, pause).is_some()
     }
 
-    pub(super) fn acknowledge(&mut self, name: &EnvironmentName, stranded: DeploymentId) -> Acknowledged {
+    pub(super) fn acknowledge(
+        &mut self,
+        name: &EnvironmentName,
+        stranded: DeploymentId,
+        actor: &str,
+        at: DateTime<Utc>,
+    ) -> Acknowledged {
         match self.lanes.find(name) {
             Some(lane) if waits_for(&lane.queue, stranded) => {
-                self.lanes.change(name, |lane| lane.queue.attention = None);
+                self.lanes.change(name, |lane| {
+                    lane.queue.attention = None;
+                    lane.acknowledged.push(stranded);
+                });
+                let told = EventKind::Acknowledged { actor: actor.to_owned() };
+                self.record(stranded).log.push(NewEvent::new(at, told));
                 Acknowledged::Done
             }
             _ => Acknowledged::NotWaiting,
@@ -72,6 +86,7 @@ fn record(lane: &Lane) -> EnvironmentRecord {
         paused: lane.queue.paused,
         paused_by: lane.paused_by.clone(),
         attention: lane.queue.attention,
+        acknowledged: lane.acknowledged.clone(),
         live: lane.live.clone(),
         active: lane.queue.active,
         queued: lane.queue.waiting.len() as u64,

@@ -34,6 +34,7 @@ pub(super) struct Lane {
     pub(super) live: Option<Arc<Live>>,
     pub(super) queue: LaneQueue,
     pub(super) paused_by: Option<String>,
+    pub(super) acknowledged: Vec<DeploymentId>,
     pub(super) fence: Fence,
     pub(super) hold: Hold,
     /// Every deployment: the one with the number n is at n - 1.
@@ -118,6 +119,7 @@ impl Lanes {
             live: None,
             queue: LaneQueue::default(),
             paused_by: None,
+            acknowledged: Vec::new(),
             fence: Fence::default(),
             hold: Hold::default(),
             history: Vec::new(),

@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 
 use super::{MemoryStore, State, lanes::Lane};
 use crate::{
@@ -47,6 +48,7 @@ enum Wrong {
     AttentionIgnored,
     AttentionStays,
     AcknowledgedAnyway,
+    AcknowledgedForgotten,
     FreshFenceIgnored,
     FenceUnchecked,
     VersionUnchecked,
@@ -201,12 +203,22 @@ impl EnvironmentStore for Mutant {
         self.store.set_paused(name, by.filter(|_| !self.is(Wrong::PauseIgnored))).await
     }
 
-    async fn acknowledge(&self, name: &EnvironmentName, stranded: DeploymentId) -> StoreResult<Acknowledged> {
+    async fn acknowledge(
+        &self,
+        name: &EnvironmentName,
+        stranded: DeploymentId,
+        actor: &str,
+        at: DateTime<Utc>,
+    ) -> StoreResult<Acknowledged> {
         if self.is(Wrong::AcknowledgedAnyway) {
             self.change(name, |lane| lane.queue.attention = None);
             return Ok(Acknowledged::Done);
         }
-        self.store.acknowledge(name, stranded).await
+        let answer = self.store.acknowledge(name, stranded, actor, at).await;
+        if self.is(Wrong::AcknowledgedForgotten) {
+            self.change(name, |lane| lane.acknowledged.clear());
+        }
+        answer
     }
 }
 
@@ -340,6 +352,7 @@ each_law_is_seen_to_fail! {
     attention_stops_everything_but_the_recovery: AttentionIgnored,
     a_recovery_that_strands_is_waited_for: AttentionStays,
     an_acknowledged_environment_goes_on: AcknowledgedAnyway,
+    what_was_acknowledged_is_remembered_until_something_runs: AcknowledgedForgotten,
     a_fresh_fence_shuts_out_the_old_one: FreshFenceIgnored,
     an_old_fence_changes_nothing: FenceUnchecked,
     a_version_must_follow: VersionUnchecked,

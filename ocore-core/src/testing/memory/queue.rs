@@ -135,7 +135,9 @@ impl State {
         let lane = self.lanes.of(name);
         let deployment = self.records.get(&id).map(|record| record.deployment.clone());
         let deployment = deployment.expect("the active deployment of a lane is stored");
-        Claim::new(deployment, lane.environment.clone(), lane.live.clone(), lane.fence, lost_worker)
+        let (environment, live) = (lane.environment.clone(), lane.live.clone());
+        let acknowledged = lane.acknowledged.clone();
+        Claim { acknowledged, ..Claim::new(deployment, environment, live, lane.fence, lost_worker) }
     }
 
     pub(super) fn commit(&mut self, commit: &Commit, now: Duration) -> Committed {
@@ -200,6 +202,9 @@ impl State {
                 lane.queue.active = None;
                 if let Some(live) = &finish.live {
                     lane.live = Some(Arc::new(live.clone()));
+                }
+                if finish.verdict {
+                    lane.acknowledged.clear();
                 }
                 match finish.attention {
                     Some(true) => lane.queue.attention = Some(commit.deployment.id),

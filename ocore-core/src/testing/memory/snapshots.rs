@@ -26,7 +26,8 @@ impl State {
         let Some(lane) = self.lanes.find(environment) else { return Vec::new() };
         let unfinished = lane.queue.waiting.iter().map(|(id, _)| id).chain(&lane.queue.active);
         let mut records = unfinished.filter_map(|id| self.records.get(id));
-        if lane.queue.attention.is_some() || records.any(|record| queue::pins_snapshots(&record.deployment)) {
+        let needed = lane.queue.attention.is_some() || !lane.acknowledged.is_empty();
+        if needed || records.any(|record| queue::pins_snapshots(&record.deployment)) {
             return Vec::new();
         }
         let active = lane.queue.active;

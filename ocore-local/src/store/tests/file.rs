@@ -76,7 +76,7 @@ fn calls() -> Vec<Call> {
         }),
         ("acknowledge", |store, n| {
             let id = DeploymentId::from_u128(u128::from(n));
-            Box::pin(async move { store.acknowledge(&name("a"), id).await.map(drop) })
+            Box::pin(async move { store.acknowledge(&name("a"), id, "eve", lab::at(9)).await.map(drop) })
         }),
         ("retire snapshots", |store, _| {
             Box::pin(async move { store.retire_snapshots(&name("a"), &["x".to_owned()]).await.map(drop) })

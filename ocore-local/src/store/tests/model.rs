@@ -298,7 +298,7 @@ impl Both {
                 let lane = lab::name(LANES[lane]);
                 let record = self.same(async |store| store.environment(&lane).await);
                 let Some(stranded) = record.and_then(|record| record.attention) else { return };
-                self.same(async |store| store.acknowledge(&lane, stranded).await);
+                self.same(async |store| store.acknowledge(&lane, stranded, "eve", lab::at(9)).await);
             }
             Call::RetireSnapshots { lane } | Call::ForgetSnapshots { lane } => {
                 let forget = matches!(call, Call::ForgetSnapshots { .. });

@@ -104,7 +104,7 @@ pub async fn what_is_deployed_stays_in_its_pool(fixture: impl Fixture) {
     lab.manual(&lane).await;
     let stranded = lab.strand(&worker).await;
     stays("a person is needed").await;
-    lab.store.acknowledge(&lane, stranded).await.expect("it can be acknowledged");
+    lab.store.acknowledge(&lane, stranded, "eve", super::lab::at(9)).await.expect("it can be acknowledged");
     assert_eq!(lab.save(&elsewhere).await, Saved::Updated, "nothing is deployed any more");
     assert_eq!(lab.save(&environment("a", |spec| spec)).await, Saved::Updated);
     lab.manual(&lane).await;

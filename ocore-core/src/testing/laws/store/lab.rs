@@ -285,7 +285,12 @@ fn written(claim: &Claim, enter: impl FnOnce(&mut Deployment)) -> Deployment {
 fn next_state(claim: &Claim) -> impl FnOnce(&mut Deployment) {
     |deployment| {
         if deployment.state == State::Queued {
-            deployment.begin(claim.environment.clone(), claim.live.clone(), at(1));
+            deployment.begin(
+                claim.environment.clone(),
+                claim.live.clone(),
+                claim.acknowledged.clone(),
+                at(1),
+            );
             return;
         }
         let next = match deployment.state.clone() {

@@ -302,8 +302,7 @@ pub async fn an_unknown_environment_accepts_nothing(fixture: impl Fixture) {
     assert_eq!(store.lane(&nowhere).await.expect("it can be asked for"), None);
     assert_eq!(store.environment(&nowhere).await.expect("it can be asked for"), None);
     assert!(!store.set_paused(&nowhere, Some("ada".to_owned())).await.expect("it can be asked for"));
-    let answer = store.acknowledge(&nowhere, stranded).await.expect("it can be asked for");
-    assert_eq!(answer, Acknowledged::NotWaiting);
+    assert_eq!(acknowledge(&lab, &nowhere, stranded).await, Acknowledged::NotWaiting);
     assert_eq!(store.snapshots(&nowhere).await.expect("it can be asked for"), Vec::new());
     assert_eq!(lab.events(stranded).await, Vec::new());
 }
@@ -403,10 +402,43 @@ pub async fn an_acknowledged_environment_goes_on(fixture: impl Fixture) {
     assert_eq!(lab.claim(&worker, &[]).await.deployment.id, waiting);
 }
 
+/// Who acknowledged is in the log of what stranded. Until a deployment ends Running, the environment and every claim of
+/// it tell of what was acknowledged, and no snapshot is retired.
+pub async fn what_was_acknowledged_is_remembered_until_something_runs(fixture: impl Fixture) {
+    let (lab, lane) = Lab::with_lane(fixture).await;
+    let worker = lab.worker().await;
+    lab.manual(&lane).await;
+    let first = lab.strand(&worker).await;
+    acknowledge(&lab, &lane, first).await;
+    let told = lab.events(first).await.pop().map(|event| event.kind);
+    assert_eq!(told, Some(EventKind::Acknowledged { actor: "eve".to_owned() }));
+    lab.manual(&lane).await;
+    let second = lab.strand(&worker).await;
+    assert_eq!(lab.environment(&lane).await.acknowledged, [first]);
+    acknowledge(&lab, &lane, second).await;
+    lab.manual(&lane).await;
+    let claim = lab.claim(&worker, &[]).await;
+    assert_eq!(claim.acknowledged, [first, second]);
+    lab.write(&fail(&worker, &claim, Finish::default())).await;
+    assert_eq!(lab.environment(&lane).await.acknowledged, [first, second]);
+
+    let running = lab.manual(&lane).await;
+    let waiting = lab.manual(&lane).await;
+    let claim = lab.claim(&worker, &[]).await;
+    assert_eq!(claim.deployment.id, running);
+    let verdict = Finish { verdict: true, ..and_claim_next() };
+    let Committed::Finished { successor: Some(successor) } = lab.write(&fail(&worker, &claim, verdict)).await
+    else {
+        panic!("there is a successor");
+    };
+    assert_eq!((successor.deployment.id, successor.acknowledged), (waiting, Vec::new()));
+    assert_eq!(lab.environment(&lane).await.acknowledged, Vec::new());
+}
+
 async fn acknowledge<F: Fixture>(
     lab: &Lab<F>,
     lane: &EnvironmentName,
     stranded: DeploymentId,
 ) -> Acknowledged {
-    lab.store.acknowledge(lane, stranded).await.expect("an acknowledgement is answered")
+    lab.store.acknowledge(lane, stranded, "eve", at(9)).await.expect("an acknowledgement is answered")
 }

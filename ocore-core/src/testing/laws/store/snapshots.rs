@@ -86,7 +86,8 @@ pub async fn the_snapshot_of_an_unfinished_deployment_is_not_retired(fixture: im
     assert_eq!(retire(&lab, &lane, &["new"]).await, ["new"]);
 }
 
-/// Nothing is retired while the environment needs a person, or while a rollback, another try of one, or a recovery
+/// Nothing is retired while the environment needs a person, or has needed one and nothing has become Running since, or
+/// while a rollback, another try of one, or a recovery
 /// waits or is under way.
 pub async fn no_snapshot_is_retired_while_one_may_be_needed(fixture: impl Fixture) {
     let (lab, lane) = Lab::with_lane(fixture).await;
@@ -113,6 +114,14 @@ pub async fn no_snapshot_is_retired_while_one_may_be_needed(fixture: impl Fixtur
     let claim = lab.claim(&worker, &[]).await;
     refused("another try of a rollback is under way").await;
     lab.finish(&worker, &claim).await;
+    lab.manual(&lane).await;
+    let stranded = lab.strand(&worker).await;
+    let acknowledged = lab.store.acknowledge(&lane, stranded, "eve", super::lab::at(9)).await;
+    acknowledged.expect("it can be acknowledged");
+    refused("nothing has become Running since something was acknowledged").await;
+    lab.manual(&lane).await;
+    let claim = lab.claim(&worker, &[]).await;
+    lab.write(&fail(&worker, &claim, Finish { verdict: true, ..Finish::default() })).await;
     lab.manual(&lane).await;
     assert_eq!(retire(&lab, &lane, &["a"]).await, ["a"], "an ordinary deployment needs no old snapshot");
 }

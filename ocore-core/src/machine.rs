@@ -7,7 +7,7 @@
 //! ```text
 //! deploy     Queued → Fetch → Build → Snapshot → Stop → Update? → Start → Probe → Running
 //! rollback   Queued → Locate (Fetch, Build if the image is gone) → Snapshot → Stop → Restore? → Start → Probe → Running
-//! too late   Stop, claimed long after the snapshot → Snapshot
+//! too late   Stop, claimed long after the snapshot → Snapshot → Stop, or Stop → Snapshot
 //! again      Update, Start: Withdraw → Restore → Update?, Start (never migrates the same data twice)
 //! give up    Fetch, Build, Snapshot → Failed            Stop → Revive → RolledBack
 //!            Restore, Update, Start, Probe → Withdraw → Restore → Revive → RolledBack
@@ -489,6 +489,7 @@ impl State {
     #[must_use]
     pub fn interrupted(self) -> Self {
         match self {
+            Self::Stop(state) => state.interrupted(),
             Self::Update(state) => state.again(true),
             Self::Start(state) => state.again(true),
             Self::Restore(state) => state.again(true),

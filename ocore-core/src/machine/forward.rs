@@ -208,25 +208,16 @@ pub struct Snapshot {
     release: Arc<Release>,
     pub(super) after_stop: bool,
     taken: BTreeMap<InstanceName, release::Snapshot>,
-    /// What the attempts at Stop have used up, if it came back from there: something may have been stopped.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    stop: Option<Tally>,
 }
 
 impl Snapshot {
     fn new(job: Job, release: Arc<Release>, after_stop: bool) -> Self {
-        Self { job, tally: Tally::default(), release, after_stop, taken: BTreeMap::new(), stop: None }
+        Self { job, tally: Tally::default(), release, after_stop, taken: BTreeMap::new() }
     }
 
     /// Takes all snapshots again, if what they were taken of is written to.
     pub(super) fn anew(self) -> Self {
         if self.is_without_window() { self } else { Self { taken: BTreeMap::new(), ..self } }
-    }
-
-    /// Whether they are taken again because those that were taken before had become old.
-    #[must_use]
-    pub const fn is_anew(&self) -> bool {
-        self.stop.is_some()
     }
 
     /// Whether nothing serves that could write between the snapshot and the stop.
@@ -256,8 +247,7 @@ impl Fold for Snapshot {
     fn succeed(mut self, taken: Self::Evidence) -> State {
         self.taken.extend(taken);
         if self.job.is_occupied() && !self.after_stop {
-            let stop = Stop::new(self.job, self.release, Some(self.taken));
-            Stop { tally: self.stop.unwrap_or_default(), ..stop }.into()
+            Stop::new(self.job, self.release, Some(self.taken)).into()
         } else {
             Cutover::new(self.job, self.release, self.taken).go()
         }
@@ -269,7 +259,7 @@ impl Fold for Snapshot {
         self.into()
     }
     fn give_up(self, cause: Cause) -> State {
-        if self.after_stop || self.stop.is_some() { self.job.revive(cause) } else { untouched(cause) }
+        if self.after_stop { self.job.revive(cause) } else { untouched(cause) }
     }
 }
 
@@ -282,6 +272,9 @@ pub struct Stop {
     /// `None` where they are taken after the stop.
     snapshots: Option<BTreeMap<InstanceName, release::Snapshot>>,
     stopped: BTreeSet<InstanceName>,
+    /// Whether an attempt was interrupted: it may have stopped something.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    interrupted: bool,
 }
 
 /// What [`Stop`] observed.
@@ -306,15 +299,23 @@ impl Stop {
         release: Arc<Release>,
         snapshots: Option<BTreeMap<InstanceName, release::Snapshot>>,
     ) -> Self {
-        Self { job, tally: Tally::default(), release, snapshots, stopped: BTreeSet::new() }
+        let (tally, stopped) = (Tally::default(), BTreeSet::new());
+        Self { job, tally, release, snapshots, stopped, interrupted: false }
     }
 
-    /// Goes back to take the snapshots again that were taken before.
+    /// Forgets the snapshots that were taken before. They are taken again before the stop, or after it where something
+    /// may have been stopped already.
     pub(super) fn anew(self) -> State {
-        if self.snapshots.is_none() {
-            return self.into();
+        let untouched = self.tally == Tally::default() && self.stopped.is_empty() && !self.interrupted;
+        if self.snapshots.is_some() && untouched {
+            Snapshot::new(self.job, self.release, false).into()
+        } else {
+            Self { snapshots: None, ..self }.into()
         }
-        Snapshot { stop: Some(self.tally), ..Snapshot::new(self.job, self.release, false) }.into()
+    }
+
+    pub(super) fn interrupted(self) -> State {
+        Self { interrupted: true, ..self }.into()
     }
 
     /// The instances that earlier attempts stopped.

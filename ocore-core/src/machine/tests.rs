@@ -331,16 +331,18 @@ fn snapshots_of_data_that_was_served_meanwhile_are_taken_again() {
         assert_eq!(state.taken().len(), kept, "{plan:?}");
     }
 
-    // Something may have been stopped, and Stop has no more attempts than before.
-    check(
-        plan,
-        &[(Step::Stop, Attempt::ClaimedLate), (Step::Snapshot, Attempt::PERMANENT)],
-        "fetch build snapshot stop snapshot revive RolledBack Previous",
-    );
+    // Where something may have been stopped, they are taken after the stop, and Stop has no more attempts than before.
+    for first in [Attempt::TRANSIENT, Attempt::Lost, Attempt::Interrupted] {
+        check(
+            plan,
+            &[(Step::Stop, first), (Step::Stop, Attempt::ClaimedLate), (Step::Snapshot, Attempt::PERMANENT)],
+            "fetch build snapshot stop stop stop snapshot revive RolledBack Previous",
+        );
+    }
     let again = [(Step::Stop, Attempt::TRANSIENT), (Step::Stop, Attempt::ClaimedLate)];
     let script: Vec<_> = again.into_iter().cycle().take(9).collect();
     let (path, _) = path_from(plan.begin(), plan, &script);
-    assert!(path.ends_with("snapshot stop revive RolledBack Previous"), "{path}");
+    assert!(path.ends_with("stop revive RolledBack Previous"), "{path}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::{
     failure::{Cause, Failure, FailureClass},
     id::{DeploymentId, Seq},
     machine::{
-        Outcome, SNAPSHOT_IDLE_MAX, State, Status, Step,
+        Outcome, State, Status, Step,
         tests::drive::{
             Attempt, BEFORE, EARLIER, ID, Plan, PlannedAim, at, attempt, commit, environment, failure, live,
             snapshots, windows,
@@ -127,9 +127,9 @@ fn states() -> Vec<(&'static str, State)> {
         ("snapshot", state_at(update, &[], Step::Snapshot)),
         ("snapshot-in-part", after_partly(update, Step::Snapshot)),
         ("snapshot-after-stop", after_partly(update.after_stop(), Step::Snapshot)),
-        ("snapshot-anew", after_partly(update, Step::Stop).claimed(SNAPSHOT_IDLE_MAX * 2)),
         ("snapshot-first", state_at(Plan::FIRST, &[], Step::Snapshot)),
         ("stop", after_partly(update, Step::Stop)),
+        ("stop-interrupted", state_at(update, &[], Step::Stop).interrupted()),
         ("stop-before-snapshot", after_partly(update.after_stop(), Step::Stop)),
         ("update", state_at(update, &[(Step::Update, Attempt::UNANSWERED)], Step::Update)),
         ("start", after_partly(update, Step::Start)),

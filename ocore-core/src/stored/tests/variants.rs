@@ -33,7 +33,6 @@ variants! {
         State::Locate(_) => "locate without data",
         State::Fetch(_) => "fetch",
         State::Build(_) => "build",
-        State::Snapshot(state) if state.is_anew() => "snapshot anew",
         State::Snapshot(state) if state.taken().is_empty() => "snapshot",
         State::Snapshot(_) => "snapshot in part",
         State::Stop(state) if state.snapshots().is_none() => "stop before the snapshot",

@@ -79,17 +79,21 @@ impl Process {
     fn environment(&self) -> io::Result<Vec<u8>> {
         let read = || fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
         let began = Instant::now();
-        let mut environment = read();
-        while environment.is_empty() && self.becomes_a_program() {
+        loop {
+            let mut environment = read();
+            if environment.is_empty() && !self.becomes_a_program() {
+                // Arguments and environment come at the same moment, which may have been since the first look.
+                environment = read();
+            }
+            if !environment.is_empty() || !self.becomes_a_program() {
+                return Ok(environment);
+            }
             if began.elapsed() > EXEC_MAX {
                 let what = format!("process {} ({}) is still being started", self.pid, self.name);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, what));
             }
             thread::sleep(Duration::from_millis(1));
-            environment = read();
         }
-        // Arguments and environment come at the same moment, which may have been after the look at the environment.
-        Ok(if environment.is_empty() { read() } else { environment })
     }
 
     /// Every program has arguments, if only an empty one.

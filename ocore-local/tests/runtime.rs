@@ -56,14 +56,29 @@ fn processes(root: &Path) -> Vec<(i32, String)> {
     let pids = fs::read_dir("/proc").unwrap();
     let pids = pids.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let ours = pids.filter_map(|pid| {
-        let environment =
-            String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/environ")).ok()?).into_owned();
+        let environment = String::from_utf8_lossy(&environment_of(pid)?).into_owned();
         let mut variables = environment.split('\0');
         let kind =
             variables.clone().find_map(|line| line.strip_prefix("OCORE_PROCESS="))?.rsplit(':').next()?;
         variables.any(|line| line.starts_with(&directory)).then(|| (pid, kind.to_owned()))
     });
     ours.collect()
+}
+
+/// The environment of a process; that of one which is just being started comes in a moment.
+fn environment_of(pid: i32) -> Option<Vec<u8>> {
+    let read = |name: &str| fs::read(format!("/proc/{pid}/{name}")).ok();
+    let is_program = || fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    loop {
+        let environment = read("environ")?;
+        if !environment.is_empty() {
+            return Some(environment);
+        }
+        if !(read("cmdline")?.is_empty() && is_program()) {
+            return read("environ");
+        }
+        thread::yield_now();
+    }
 }
 
 /// Whether a process with these arguments runs.
@@ -366,10 +381,14 @@ async fn a_process_without_a_record_is_found() {
     let (fixture, caller) = (fixture(), caller());
     fixture.start(&caller, "exec sleep 1000").await;
     fs::remove_file(fixture.record()).unwrap();
+    fs::write(fixture.state().join(".x.json.tmp"), "").unwrap();
     assert_eq!(fixture.serving().await, 1);
     let release = fixture.script("exec sleep 1000").await;
     fixture.runtime.start(&caller.call(1, 2), caller.instance(), &release).await.unwrap();
     assert_eq!(fixture.serving().await, 1, "it runs twice");
+    let left = fs::read_dir(fixture.state()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter_map(|name| Some(name.to_str()?.split_once('.')?.0.to_owned())).collect();
+    assert!(left.iter().all(|stem| stem.ends_with("-2-web")), "of the first start there is still {left:?}");
     fs::remove_file(fixture.record()).unwrap();
     let context = caller.call(2, 3);
     let started = fixture.runtime.start(&context, caller.instance(), &release).await.unwrap();

@@ -174,8 +174,19 @@ impl Records {
         Ok(())
     }
 
-    /// Forgets all but the newest of the processes that have ended.
+    /// Forgets all but the newest of the processes that have ended, and what a worker has left that was killed before it
+    /// could record what it started. The caller holds the place, and has ended what is not recorded.
     pub(super) fn prune(&self) -> Result<()> {
+        for entry in fs::read_dir(&self.directory).at("list", &self.directory)? {
+            let path = entry.at("list", &self.directory)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let unrecorded = name.split_once('.').is_some_and(|(stem, _)| {
+                stem.is_empty() || !self.directory.join(format!("{stem}.json")).exists()
+            });
+            if unrecorded {
+                remove_file(&path)?;
+            }
+        }
         let mut ended = self.all()?;
         ended.retain(|record| record.process.process().is_none());
         let count = ended.len().saturating_sub(ENDED_KEPT);

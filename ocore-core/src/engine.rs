@@ -11,6 +11,7 @@
 //! | `worker` | claims lanes, keeps the lease, drains |
 //! | `drive` | takes one deployment from step to step |
 //! | `perform` | does one step, for all instances |
+//! | `healthy` | watches what was started |
 //! | `call` | one call of a port: deadline, cancellation, panic |
 //! | `sink` | log lines and progress on their way to the store |
 //! | `upkeep` | removes what retention does not want any more |
@@ -20,6 +21,7 @@ mod call;
 mod drive;
 mod environments;
 mod error;
+mod healthy;
 mod history;
 mod perform;
 mod requests;

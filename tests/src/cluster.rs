@@ -337,7 +337,7 @@ impl Cluster {
             let (journals, shutdown, ended) = (self.journals.clone(), shutdown.clone(), ended.clone());
             async move {
                 if let Err(error) = engine.run_until(shutdown.cancelled()).await {
-                    journals.first().lock().blame(format!("a worker gave up: {error}"));
+                    journals.first().worker_gave_up(&error);
                 }
                 ended.store(true, Ordering::Relaxed);
             }

@@ -8,14 +8,14 @@ use std::{
 
 use ocore_core::{
     deployment::Deployment,
-    engine::Timing,
+    engine::{EngineError, Timing},
     environment::Environment,
     event::EventKind,
     executor::Executor,
     id::{DeploymentId, Fence},
     machine::{Aim, Outcome, State as Machine, Step},
     name::{EnvironmentName, InstanceName},
-    port::{CancelAnswer, Claim, Commit, Committed, Enqueued, Next},
+    port::{CancelAnswer, Claim, Commit, Committed, Enqueued, Next, StoreErrorKind},
     release::Live,
     request::{Goal, RollbackMode, Trigger},
     stored,
@@ -287,6 +287,17 @@ impl Journal {
         accepted.mark(if paused { "paused" } else { "resumed" });
         self.signals.changed.notify_waiters();
         self.signals.ended.notify_waiters();
+    }
+
+    /// Only a store that cannot work at all is a reason; then the worker is started again.
+    pub(crate) fn worker_gave_up(&self, error: &EngineError) {
+        let mut accepted = self.lock();
+        match error {
+            EngineError::Store(error) if error.kind() == StoreErrorKind::Broken => {
+                accepted.mark("a worker gave up");
+            }
+            error => accepted.blame(format!("a worker gave up: {error}")),
+        }
     }
 
     pub(crate) fn heartbeat(&self, caller: usize) {

@@ -216,6 +216,7 @@ const MARKS: &[&str] = &[
     "acknowledged",
     "paused",
     "takeover",
+    "a worker gave up",
     "superseded",
     "successor",
     "accepted before",

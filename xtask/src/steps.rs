@@ -102,9 +102,11 @@ fn all(has_nextest: bool) -> Vec<Step> {
     ]
 }
 
-/// The simulated world; without options every single fault of every scenario.
+/// The simulated world; without options every single fault of every scenario. What runs for an hour is worth a minute
+/// more of building.
 pub(crate) fn simulate(options: Vec<String>) -> Step {
-    Step::new("simulation", "run --quiet --profile simulation --bin simulate --").with(options)
+    let profile = if options.iter().any(|it| it == "--pairs") { "simulation" } else { "release" };
+    Step::new("simulation", &format!("run --quiet --profile {profile} --bin simulate --")).with(options)
 }
 
 /// The benches.

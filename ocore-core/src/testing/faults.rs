@@ -41,7 +41,7 @@ pub enum Fault {
     Refused,
     /// It has its effect, and the answer is lost.
     NoAnswer,
-    /// It has no effect, and never will. Of the store: it has no effect, and nobody knows.
+    /// It has no effect, and never will.
     Permanent,
     /// It never returns, and has no effect.
     Hang,
@@ -153,30 +153,10 @@ impl Call {
     ///
     /// * A call that only reads leaves nothing behind, so that it makes no difference whether it was carried out when
     ///   its answer is lost, or when it hangs. (A health check is counted by the fakes, and by nobody else.)
-    /// * A call of a store is one transaction without a middle; and a store's error is either "not sent" or "unknown":
-    ///   `Permanent` and `HalfDone` are both the second one without an effect.
     #[must_use]
     pub fn faults(&self) -> &'static [Fault] {
-        use Fault::{
-            Hang, HangAfter, Late, LateAfterDeadline, LateAfterLease, LostThenLate, NoAnswer, Permanent,
-            Refused,
-        };
-        match self.port {
-            "store" if self.only_reads() => &[Refused, NoAnswer, Hang],
-            "store" => &[
-                Refused,
-                NoAnswer,
-                Permanent,
-                Hang,
-                HangAfter,
-                Late,
-                LateAfterDeadline,
-                LateAfterLease,
-                LostThenLate,
-            ],
-            _ if self.only_reads() => &[Refused, NoAnswer, Permanent, Hang],
-            _ => &Fault::ALL,
-        }
+        const OF_READS: [Fault; 4] = [Fault::Refused, Fault::NoAnswer, Fault::Permanent, Fault::Hang];
+        if self.only_reads() { &OF_READS } else { &Fault::ALL }
     }
 
     /// Whether it changes nothing.

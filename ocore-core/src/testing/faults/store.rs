@@ -22,7 +22,7 @@ impl Answer for StoreError {
     }
 
     fn permanent(call: Call) -> Self {
-        Self::new(StoreErrorKind::Unknown, format!("{call}: the connection was lost"))
+        Self::new(StoreErrorKind::Broken, format!("{call}: a record cannot be read"))
     }
 
     fn unanswered(call: Call) -> Self {

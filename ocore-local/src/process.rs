@@ -202,9 +202,16 @@ mod tests {
         other.signal(Signal::KILL).unwrap();
     }
 
-    /// When a spawn returns, the new process has closed what ends with the old program, but may have no environment yet.
+    /// When the lock that a new process shares is free, it may have no environment yet.
     #[test]
     fn a_process_that_is_being_started_has_its_variables() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let lock = || {
+            let file = fs::File::create(&path).unwrap();
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+            file
+        };
         let stop = std::sync::atomic::AtomicBool::new(false);
         let late = thread::scope(|scope| {
             // Without a busy machine the moment is too short to be met.
@@ -216,8 +223,11 @@ mod tests {
                 });
             }
             let late = (0..300).filter(|_| {
+                let held = lock();
                 let mut child =
                     std::process::Command::new("sleep").arg("100").env("MARK", "here").spawn().unwrap();
+                drop(held);
+                drop(lock());
                 let process = Process::read(i32::try_from(child.id()).unwrap()).unwrap();
                 let found = process.variable("MARK").unwrap();
                 child.kill().unwrap();

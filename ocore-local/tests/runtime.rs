@@ -382,7 +382,7 @@ async fn a_process_without_a_record_is_found() {
     fixture.start(&caller, "exec sleep 1000").await;
     fs::remove_file(fixture.record()).unwrap();
     fs::write(fixture.state().join(".x.json.tmp"), "").unwrap();
-    assert_eq!(fixture.serving().await, 1);
+    eventually("it serves", || async { fixture.serving().await == 1 }).await;
     let release = fixture.script("exec sleep 1000").await;
     fixture.runtime.start(&caller.call(1, 2), caller.instance(), &release).await.unwrap();
     assert_eq!(fixture.serving().await, 1, "it runs twice");

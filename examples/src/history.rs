@@ -34,7 +34,8 @@ pub async fn deployments(engine: &Engine, environment: &str) -> Result<Vec<Deplo
 /// # Errors
 /// There is no such environment, or the store fails.
 pub async fn table(engine: &Engine, environment: &str) -> Result<Table> {
-    let live = engine.environment(environment).await?.live.map(|live| live.deployment);
+    let record = engine.environment(environment).await?;
+    let live = record.live.filter(|_| record.attention.is_none()).map(|live| live.deployment);
     let mut table = Table::new();
     table.load_preset(presets::UTF8_FULL_CONDENSED);
     table.set_header([

@@ -28,7 +28,10 @@ use ocore_core::{
     },
 };
 use ocore_local::{LocalBuilder, LocalRuntime};
-use rustix::process::{Pid, Signal};
+use rustix::{
+    fs::FlockOperation,
+    process::{Pid, Signal},
+};
 use tempfile::TempDir;
 
 struct Fixture {
@@ -161,6 +164,14 @@ impl RuntimeFixture for Fixture {
         release_of(self.root.path(), "web: bin/run web\nrelease: bin/run release\n", &script).await
     }
     async fn serving(&self) -> usize {
+        // A process that is just being started shares the lock until it is its own program.
+        if let Ok(lock) = fs::File::open(self.state().join("lock")) {
+            let began = Instant::now();
+            let free = || rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+            while !free() && began.elapsed() < Duration::from_secs(5) {
+                tokio::task::yield_now().await;
+            }
+        }
         // Each start makes a process group: its leaders are counted, and not their children.
         let leads =
             |pid| rustix::process::getpgid(Pid::from_raw(pid)).is_ok_and(|group| group.as_raw_pid() == pid);

@@ -26,6 +26,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Within so many random schedules each planted bug is found: as many as the tests run.
 const MUTANT_BUDGET: u64 = 100_000;
 
+/// Without a terminal a line is printed after so many schedules, or a tenth of all.
+const LINE_EVERY: u64 = 100_000;
+
 /// How many failures are printed.
 const FAILURES_MAX: usize = 5;
 
@@ -259,7 +262,7 @@ impl Progress {
                 }
             }
             None => {
-                if done.is_multiple_of((self.total / 10).max(1)) {
+                if done.is_multiple_of((self.total / 10).clamp(1, LINE_EVERY)) {
                     say(&format!("{done} of {} schedules", self.total));
                 }
             }

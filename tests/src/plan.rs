@@ -371,7 +371,12 @@ impl Plan {
     pub fn random(seed: u64) -> Self {
         let chance = &mut Chance::new(seed);
         let workers = 1 + index(chance, 3);
-        let plan = Self::new("random", random_script(chance, workers));
+        let (always, mut script) = (random_outage(chance), random_script(chance, workers));
+        if always.is_some() && chance.is(1, 2) {
+            let resolve = [Act::Resume, Act::Acknowledge][index(chance, 2)];
+            script.extend([Act::Settle, Act::EndOutage, resolve]);
+        }
+        let plan = Self::new("random", script);
         let order = [Order::Random, Order::Random, Order::NewestFirst, Order::OldestFirst];
         let odds = [(0, 0), (100, 100), (200, 300), (400, 600), (50, 1500)];
         let (store, ports) = odds[index(chance, odds.len())];
@@ -385,7 +390,7 @@ impl Plan {
         Self {
             seed,
             blows: blows.collect(),
-            always: random_outage(chance),
+            always,
             instances: [1, 1, 2][index(chance, 3)],
             after_stop: chance.is(1, 3),
             workers,

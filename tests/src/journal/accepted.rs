@@ -274,6 +274,8 @@ fn is_edge(from: &Machine, to: &Machine) -> bool {
         "fetch" => &["build", "finished"],
         "build" => &["snapshot", "stop", "finished"],
         "snapshot" => &["stop", "restore", "update", "start", "revive", "finished"],
+        // Where nothing was live there is nothing to revive: only what had been acknowledged was to be stopped.
+        "stop" if matches!(to.outcome(), Some(Outcome::Undone { live: None, .. })) => &["finished"],
         "stop" => &["snapshot", "restore", "update", "start", "revive"],
         "restore" => &["update", "start", "withdraw", "revive", "finished"],
         "update" => &["start", "withdraw", "revive", "finished"],

@@ -6,22 +6,16 @@
 #![expect(clippy::print_stdout, reason = "an example shows what it does")]
 
 use std::{
-    collections::VecDeque,
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::Command,
 };
 
 use async_trait::async_trait;
 use ocore_core::{
-    event::Stream,
-    port::{Builder, Checkout, Classify, Context, Error, Result},
+    port::{Builder, Checkout, Classify, Context, Result},
+    program,
     release::Image,
-};
-use rustix::process::{Pid, Signal};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
-    process::Command,
 };
 
 /// Keeps each image as a directory below `images`, which must exist. A worker that is killed in a build leaves a
@@ -37,7 +31,10 @@ impl Builder for MakeBuilder {
         if !self.locate(context, &image).await? {
             // Beside the images, and removed on every way out but the last: nothing half-built has the final name.
             let partial = tempfile::tempdir_in(&self.images).transient("make a directory")?;
-            make(context, &checkout.path, partial.path()).await?;
+            let mut make = Command::new("make");
+            make.arg("install").arg(format!("DESTDIR={}", partial.path().display()));
+            make.current_dir(&checkout.path);
+            program::run(context, make).await?;
             fs::rename(partial.keep(), self.images.join(&image.reference)).permanent("keep the image")?;
         }
         Ok(image)
@@ -56,53 +53,6 @@ impl Builder for MakeBuilder {
             gone.close().transient("remove the image")?;
         }
         Ok(())
-    }
-}
-
-/// Runs `make install` and shows what it prints, the last lines also in the error; cancelled or dropped, it ends with
-/// all its children.
-async fn make(context: &Context, sources: &Path, destination: &Path) -> Result<()> {
-    let mut command = Command::new("sh");
-    command.args(["-c", "exec make install DESTDIR=\"$0\" 2>&1"]).arg(destination).current_dir(sources);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
-    let mut child = command.spawn().transient("start a shell")?;
-    let group = Group(child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?)));
-    let mut output = BufReader::new(child.stdout.take().expect("it is piped"));
-    let mut tail = VecDeque::new();
-    let ended = async {
-        loop {
-            let mut line = Vec::new();
-            let read = (&mut output).take(LINE_BYTES_MAX).read_until(b'\n', &mut line).await;
-            if read.transient("read what make prints")? == 0 {
-                return child.wait().await.transient("wait for make");
-            }
-            let line = String::from_utf8_lossy(&line);
-            context.output(Stream::Stdout, line.trim_end());
-            tail.push_back(line.trim_end().to_owned());
-            tail.drain(..tail.len().saturating_sub(TAIL_LINES));
-        }
-    };
-    let status = tokio::select! {
-        () = context.cancelled() => return Err(Error::cancelled()),
-        status = ended => status?,
-    };
-    // It has ended: its number may soon be another's.
-    std::mem::forget(group);
-    if status.success() {
-        return Ok(());
-    }
-    Err(Error::permanent(format!("make failed: {status}")).with_detail(tail))
-}
-
-const LINE_BYTES_MAX: u64 = 64 * 1024;
-const TAIL_LINES: usize = 20;
-
-/// A program and all that it started: killed when this goes away before its end.
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = self.0.map(|group| rustix::process::kill_process_group(group, Signal::KILL));
     }
 }
 
@@ -165,7 +115,7 @@ mod sample {
 mod tests {
     use std::collections::BTreeSet;
 
-    use ocore_core::testing::laws::{builder::BuilderFixture, caller::eventually};
+    use ocore_core::testing::laws::builder::BuilderFixture;
     use tempfile::TempDir;
 
     use super::*;
@@ -177,7 +127,7 @@ mod tests {
     }
 
     fn fixture() -> Fixture {
-        let found = std::process::Command::new("make").arg("--version").output();
+        let found = Command::new("make").arg("--version").output();
         assert!(found.is_ok(), "this test needs make: install it (on Debian: apt-get install make)");
         let (root, sources) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let builder = MakeBuilder { images: root.path().to_owned() };
@@ -206,40 +156,4 @@ mod tests {
     }
 
     ocore_core::builder_laws!(fixture());
-
-    #[tokio::test]
-    async fn any_output_is_shown_and_no_more_of_it_kept_than_helps() {
-        let fixture = fixture();
-        let loud = "install:\n\tprintf '\\377 odd\\n'; seq 100000; head -c 200000 /dev/zero; false\n";
-        let caller = sample::caller();
-        let checkout = sample::checkout(fixture.sources.path(), loud);
-        let error = fixture.builder.build(&caller.call(1, 1), &checkout).await.unwrap_err();
-        let kept: usize = error.detail().iter().map(String::len).sum();
-        assert!(error.detail().len() <= TAIL_LINES && kept <= 5 << 16, "{kept} bytes are kept");
-        assert!(caller.lines().iter().any(|(_, line)| line == "\u{fffd} odd"), "a line is not shown");
-    }
-
-    #[tokio::test]
-    async fn a_build_that_is_dropped_stops_with_all_its_children() {
-        let fixture = fixture();
-        let file = fixture.root.path().join("pid");
-        let makefile = format!("install:\n\tsleep 1000 & echo $$! > {}; wait\n", file.display());
-        let (context, checkout) =
-            (sample::caller().call(1, 1), sample::checkout(fixture.sources.path(), &makefile));
-        let pid = || fs::read_to_string(&file).ok()?.trim().parse::<i32>().ok();
-        let runs = |pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.contains("(sleep)") && !stat.contains(") Z ")
-        };
-        {
-            let build = fixture.builder.build(&context, &checkout);
-            tokio::select! {
-                result = build => panic!("the build has ended: {result:?}"),
-                () = eventually("make has started its child", || async { pid().is_some_and(runs) }) => {}
-            }
-        }
-        eventually("the child has ended", || async { !pid().is_some_and(runs) }).await;
-        fs::remove_file(&file).unwrap();
-        assert_eq!(fixture.made().await, BTreeSet::new());
-    }
 }

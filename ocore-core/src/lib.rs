@@ -32,6 +32,8 @@ pub mod id;
 pub mod machine;
 pub mod name;
 pub mod port;
+#[cfg(target_os = "linux")]
+pub mod program;
 pub mod queue;
 pub mod release;
 pub mod request;

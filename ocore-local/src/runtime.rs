@@ -14,7 +14,7 @@ use std::{
     io::Write,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
-    process::{Child, ExitStatus, Stdio},
+    process::{Child, ExitStatus},
     thread,
     time::Duration,
 };
@@ -178,7 +178,7 @@ impl LocalRuntime {
         let (mut keeper, output, pipe) = log::keep(&log, self.log_bytes)?;
         let error = output.try_clone().transient("share the pipe to the log");
         let started = error.and_then(|error| {
-            launch.started(launch.command(place, name, Stdio::from(output), Stdio::from(error)).spawn())
+            launch.started(launch.command(place, name).stdout(output).stderr(error).spawn())
         });
         let mut child = match started {
             Ok(child) => child,

@@ -70,7 +70,7 @@ impl Launch {
     }
 
     /// The command: in a process group of its own, with nothing of the worker's environment.
-    pub(super) fn command(&self, place: &Place, name: Name, output: Stdio, error: Stdio) -> Command {
+    pub(super) fn command(&self, place: &Place, name: Name) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(&self.arguments)
@@ -81,8 +81,6 @@ impl Launch {
             .env(MARK, place.mark(name))
             .current_dir(&self.directory)
             .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(error)
             .process_group(0);
         command
     }

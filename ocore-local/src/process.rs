@@ -28,6 +28,8 @@ pub(crate) struct Process {
     pub(crate) ended: bool,
     /// Whether it is a thread of the kernel, which never has an environment.
     of_kernel: bool,
+    /// Whether it says where its code begins: the kernel notes that after the arguments and the environment.
+    has_code: bool,
 }
 
 impl Process {
@@ -57,6 +59,7 @@ impl Process {
             group: fields.get(2)?.parse().ok()?,
             started: fields.get(19)?.parse().ok()?,
             of_kernel: flags & OF_KERNEL != 0,
+            has_code: *fields.get(23)? != "0",
         })
     }
 
@@ -75,17 +78,17 @@ impl Process {
     }
 
     /// Its environment. A process that becomes another program has none for a moment in which its files that end
-    /// with the old program, and with them its locks, are already closed: that moment is waited for.
+    /// with the old program, and with them its locks, are already closed: that moment is waited for. Empty also where
+    /// it may not be read.
     fn environment(&self) -> io::Result<Vec<u8>> {
-        let read = || fs::read(format!("/proc/{}/environ", self.pid)).unwrap_or_default();
         let began = Instant::now();
         loop {
-            let mut environment = read();
-            if environment.is_empty() && !self.becomes_a_program() {
-                // Arguments and environment come at the same moment, which may have been since the first look.
-                environment = read();
-            }
-            if !environment.is_empty() || !self.becomes_a_program() {
+            // Looked at before the environment, which may come in between.
+            let complete = !self.becomes_a_program();
+            let Ok(environment) = fs::read(format!("/proc/{}/environ", self.pid)) else {
+                return Ok(Vec::new());
+            };
+            if complete || !environment.is_empty() {
                 return Ok(environment);
             }
             if began.elapsed() > EXEC_MAX {
@@ -96,11 +99,10 @@ impl Process {
         }
     }
 
-    /// Every program has arguments, if only an empty one.
+    /// Whether the environment may be yet to come.
     fn becomes_a_program(&self) -> bool {
-        !self.of_kernel
-            && fs::read(format!("/proc/{}/cmdline", self.pid)).is_ok_and(|arguments| arguments.is_empty())
-            && Self::read(self.pid).is_some_and(|now| now.started == self.started && !now.ended)
+        let now = Self::read(self.pid).filter(|now| now.started == self.started);
+        now.is_some_and(|now| !now.of_kernel && !now.ended && !now.has_code)
     }
 
     /// What its standard output and standard error are connected to.
@@ -185,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_name_may_hold_anything() {
-        let stat = "7 (a) Z (b)) S 3 5 5 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        let stat = "7 (a) Z (b)) S 3 5 5 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0 0 4096 0 0";
         let process = Process::parse(7, stat).unwrap();
         assert_eq!(process.name, "a) Z (b)");
         assert_eq!((process.parent, process.group, process.started, process.ended), (3, 5, 4711, false));

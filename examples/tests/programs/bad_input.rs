@@ -4,10 +4,12 @@ use std::{
     fs::{self, Permissions},
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
+    path::Path,
     process::Command,
 };
 
 use ocore_examples::sample_app::Manifest;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Decode, Sqlite, Type, sqlite::SqliteConnectOptions};
 
 use crate::program::{Ran, Site, processes, program};
 
@@ -143,21 +145,32 @@ fn state_directories() {
 #[test]
 fn a_state_file_of_a_newer_version_is_left_alone() {
     let site = serving();
-    let (path, log) = (site.path(".ocore/ocore.sqlite"), site.path(".ocore/ocore.sqlite-wal"));
-    let (before, log_before) = (fs::read(&path).unwrap(), fs::read(&log).unwrap_or_default());
-    let mut newer = before.clone();
-    // The file's header holds the version of its schema, and whose file it is; both may still be in the log alone.
-    newer[60..64].copy_from_slice(&999_u32.to_be_bytes());
-    newer[68..72].copy_from_slice(b"ocor");
-    fs::write(&path, &newer).unwrap();
-    fs::write(&log, "").unwrap();
+    let path = site.path(".ocore/ocore.sqlite");
+    let known: i64 = sql(&path, "PRAGMA user_version");
+    sql::<i64>(&path, "PRAGMA user_version = 999; SELECT 1");
+    let newer = fs::read(&path).unwrap();
     for arguments in [&["--ref", "main"][..], &["history"]] {
-        check(&site, arguments, 2, "this file was written by a newer ocore (schema 999; this one knows");
+        let part = format!("this file was written by a newer ocore (schema 999; this one knows {known})");
+        check(&site, arguments, 2, &part);
     }
     assert!(fs::read(&path).unwrap() == newer, "the file was changed");
-    fs::write(&path, &before).unwrap();
-    fs::write(&log, &log_before).unwrap();
+    sql::<i64>(&path, &format!("PRAGMA user_version = {known}; SELECT 1"));
     assert_eq!(site.statuses(), ["Running"]);
+}
+
+/// The answer of a state file. All that was written to it is in the file itself afterwards, and in no log beside it.
+fn sql<T>(path: &Path, statement: &str) -> T
+where
+    T: Send + Unpin + for<'r> Decode<'r, Sqlite> + Type<Sqlite>,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut db = SqliteConnectOptions::new().filename(path).connect().await.unwrap();
+        let answer = sqlx::query_scalar(AssertSqlSafe(statement)).fetch_one(&mut db).await.unwrap();
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut db).await.unwrap();
+        db.close().await.unwrap();
+        answer
+    })
 }
 
 #[test]

@@ -95,8 +95,8 @@ fn check_interruption(signal: Signal, code: Option<i32>) {
     assert_eq!(steps, ["0 to 1", "1 to 2", "2 to 3"]);
 }
 
-#[test]
-fn a_call_for_one_environment_leaves_no_other_half_done() {
+/// A site whose version 1 is stopped: somebody pressed Ctrl-C in the migration to version 2.
+fn interrupted() -> Site {
     let site = Site::new();
     site.commit(&Manifest::new("1", 1));
     site.deploy().expect(0, "Running after");
@@ -104,6 +104,12 @@ fn a_call_for_one_environment_leaves_no_other_half_done() {
     let running = site.start_slow();
     running.signal(Signal::INT);
     assert_eq!(running.wait().0, Some(130));
+    site
+}
+
+#[test]
+fn a_call_for_one_environment_leaves_no_other_half_done() {
+    let site = interrupted();
     assert!(http::get(site.port, "/version").is_err(), "it was interrupted in its migration");
     site.commit(&Manifest::new("3", 3));
     let port = http::free_port().unwrap().to_string();
@@ -170,13 +176,7 @@ fn a_terminal_gets_bars_and_a_pipe_gets_lines() {
 
 #[test]
 fn logs_of_an_abandoned_deployment_are_followed_to_its_end() {
-    let site = Site::new();
-    site.commit(&Manifest::new("1", 1));
-    site.deploy().expect(0, "Running after");
-    site.commit(&Manifest::new("2", 2).slow_migration(300));
-    let running = site.start_slow();
-    running.signal(Signal::INT);
-    assert_eq!(running.wait().0, Some(130));
+    let site = interrupted();
     let id = site.history()[1].0.clone();
     site.run(&["logs", &id, "--follow"]).expect(0, "data migrated from schema 1 to 2");
     assert_eq!((site.version(), site.statuses()), ("2".into(), vec!["Running".into(); 2]));

@@ -10,8 +10,8 @@ use ocore_core::{
     executor::TokioExecutor,
     id::DeploymentId,
     port::{
-        Builder, Check, Checkout, Context, HealthProbe, Observation, Result, Runtime, Snapshotter, Source,
-        Store,
+        Builder, Check, Checkout, Context, HealthProbe, Leftovers, Observation, Result, Runtime, Snapshotter,
+        Source, Store,
     },
     release::{Commit, Image, LiveInstance, Release, Snapshot, Started},
     request::{DeployRequest, Revision},
@@ -47,6 +47,9 @@ impl Builder for Nothing {
     async fn remove(&self, _: &Context, _: &Image) -> Result<()> {
         Ok(())
     }
+    async fn sweep(&self, _: &Context, _: &Leftovers) -> Result<()> {
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -61,6 +64,9 @@ impl Snapshotter for Nothing {
         Ok(false)
     }
     async fn remove(&self, _: &Context, _: &Snapshot) -> Result<()> {
+        Ok(())
+    }
+    async fn sweep(&self, _: &Context, _: &Leftovers) -> Result<()> {
         Ok(())
     }
 }

@@ -19,7 +19,7 @@ use ocore_core::{
 };
 
 /// Keeps each image as a directory below `images`, which must exist. A worker that is killed in a build leaves a
-/// directory `.tmp…` behind.
+/// directory `.tmp…` behind, or an image that nobody knows of: a `sweep` would remove that.
 struct MakeBuilder {
     images: PathBuf,
 }
@@ -151,6 +151,9 @@ mod tests {
         }
         async fn damage(&self, _image: &Image) -> bool {
             // It keeps no checksums.
+            false
+        }
+        fn sweeps(&self) -> bool {
             false
         }
     }

@@ -10,6 +10,7 @@
 mod builder;
 mod context;
 mod error;
+mod leftovers;
 mod probe;
 mod runtime;
 mod snapshotter;
@@ -20,6 +21,7 @@ pub use self::{
     builder::Builder,
     context::{Context, Sink},
     error::{Classify, Error, ErrorKind, Result},
+    leftovers::Leftovers,
     probe::{Check, HealthProbe},
     runtime::{Observation, Runtime},
     snapshotter::Snapshotter,

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use ocore_core::{
     event::{Progress, Unit},
     id::{DeploymentId, Fence},
-    port::{Builder, Checkout, Classify, Context, Error, Result},
+    port::{Builder, Checkout, Classify, Context, Error, Leftovers, Result},
     release::Image,
 };
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use crate::{
     durable::{self, At},
     procfile::{LENGTH_MAX, Procfile, RELEASE, WEB},
     runtime::refuse_unstartable,
+    shelf::Shelf,
     tree::{
         self, Entry, Kind, Limit, Listing,
         copy::{self, digest_on_disk},
@@ -31,7 +32,6 @@ use crate::{
 pub(crate) const RELEASES: &str = "releases";
 /// The application's files, below a release's own directory.
 pub(crate) const TREE: &str = "tree";
-const PARTIAL: &str = ".partial";
 
 /// Makes a release directory of a checkout: `ROOT/releases/DEPLOYMENT-FENCE/`.
 ///
@@ -85,8 +85,8 @@ impl LocalBuilder {
         self
     }
 
-    fn releases(&self) -> PathBuf {
-        self.root.join(RELEASES)
+    fn releases(&self) -> Shelf {
+        Shelf::new(self.root.join(RELEASES))
     }
 }
 
@@ -111,18 +111,23 @@ impl Builder for LocalBuilder {
     }
 
     async fn remove(&self, context: &Context, image: &Image) -> Result<()> {
-        let Some(directory) = directory(&self.root, image) else {
+        if directory(&self.root, image).is_none() {
             return Err(Error::permanent(format!(
                 "{:?} is no release of this builder: it is not removed",
                 image.reference
             )));
-        };
+        }
+        let (releases, name) = (self.releases(), image.reference.clone());
         blocking::run(context, move |cancel| {
             cancel.check()?;
-            durable::remove_renamed(&directory, &partial(&directory, &durable::unique()))
-                .at("remove", &directory)
+            releases.remove(&name)
         })
         .await
+    }
+
+    async fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()> {
+        let (releases, leftovers) = (self.releases(), leftovers.clone());
+        blocking::run(context, move |cancel| releases.sweep(&leftovers, cancel)).await
     }
 }
 
@@ -136,16 +141,11 @@ pub(crate) fn directory(root: &Path, image: &Image) -> Option<PathBuf> {
     (name == image.reference).then(|| root.join(RELEASES).join(name))
 }
 
-/// A name beside a release that only this call uses.
-fn partial(directory: &Path, call: &str) -> PathBuf {
-    directory.with_extension(format!("{call}{PARTIAL}"))
-}
-
 struct Build {
     root: PathBuf,
     /// Names this call.
     call: String,
-    releases: PathBuf,
+    releases: Shelf,
     name: String,
     limit: Limit,
     checkout: Checkout,
@@ -155,12 +155,13 @@ struct Build {
 impl Build {
     fn run(&self, cancel: &Cancel) -> Result<Image> {
         cancel.check()?;
-        durable::create_directories(&self.releases).at("make", &self.releases)?;
+        durable::create_directories(self.releases.path()).at("make", self.releases.path())?;
         let procfile = self.procfile()?;
         let (web, release) = (procfile.web.as_str(), procfile.release.as_deref());
         refuse_unstartable(&self.root, &self.context, &self.checkout.path, web, release)?;
-        self.remove_leftovers()?;
-        let directory = self.releases.join(&self.name);
+        let deployment = format!("{}-", self.context.deployment());
+        self.releases.remove_unfinished(&deployment, self.context.fence(), &self.call)?;
+        let directory = self.releases.place(&self.name);
         if !(directory.exists() && intact(&directory, cancel)?) {
             self.make(&directory, &procfile, cancel)?;
         }
@@ -197,25 +198,8 @@ impl Build {
         Ok(procfile)
     }
 
-    /// What earlier calls of this deployment, and processes that are gone, left unfinished.
-    fn remove_leftovers(&self) -> Result<()> {
-        let deployment = format!("{}-", self.context.deployment());
-        let renamed = partial(&self.releases.join(&self.name), &durable::unique());
-        for found in fs::read_dir(&self.releases).at("list", &self.releases)? {
-            let found = found.at("list", &self.releases)?;
-            let name = found.file_name();
-            let name = name.to_string_lossy();
-            let Some(left) = name.strip_suffix(PARTIAL) else { continue };
-            let earlier = |left| durable::is_of_earlier_call(left, self.context.fence(), &self.call);
-            if left.strip_prefix(&deployment).is_some_and(earlier) || durable::is_of_dead_process(left) {
-                durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
-            }
-        }
-        Ok(())
-    }
-
     fn make(&self, directory: &Path, procfile: &Procfile, cancel: &Cancel) -> Result<()> {
-        let partial = partial(directory, &self.call);
+        let partial = self.releases.beside(&self.name, &self.call);
         let made = self.fill(&partial, procfile, cancel).and_then(|()| {
             cancel.check()?;
             // A release of this very name that is not intact: damaged afterwards.
@@ -223,7 +207,7 @@ impl Build {
             fs::rename(&partial, directory).at("rename into place", directory)
         });
         match made {
-            Ok(()) => durable::sync_directory(&self.releases).at("write", &self.releases),
+            Ok(()) => durable::sync_directory(self.releases.path()).at("write", self.releases.path()),
             Err(error) => {
                 // The first error is the one that explains; the next call removes what this one cannot.
                 drop(durable::remove_tree(&partial));
@@ -235,7 +219,7 @@ impl Build {
     fn fill(&self, partial: &Path, procfile: &Procfile, cancel: &Cancel) -> Result<()> {
         let listing = tree::list(&self.checkout.path, self.limit, cancel)?;
         let entries = self.protected(&listing)?;
-        copy::require_space(&self.releases, listing.bytes(), "for the release")?;
+        copy::require_space(self.releases.path(), listing.bytes(), "for the release")?;
         fs::create_dir(partial).at("make", partial)?;
         let mut reading = Reading::new(&self.context, "copying files", listing.bytes());
         let mut listed = Vec::with_capacity(entries.len());

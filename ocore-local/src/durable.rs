@@ -10,12 +10,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use ocore_core::{
-    id::Fence,
-    port::{Classify, Result},
-};
-
-use crate::process::Process;
+use ocore_core::port::{Classify, Result};
 
 /// Writes a file so that there is the old content or the new, never a part: beside, synced, renamed.
 pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
@@ -55,34 +50,6 @@ pub(crate) fn create_directories(path: &Path) -> io::Result<()> {
 pub(crate) fn unique() -> String {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     format!("{}-{}", process::id(), CALLS.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Whether something that a call left behind, named `FENCE.….CALL`, was made by a call before this one: by one with a
-/// lower fence, or with this fence, which only one worker has, and begun earlier. A call that was dropped and works on
-/// so never removes what the next one makes.
-pub(crate) fn is_of_earlier_call(left: &str, fence: Fence, call: &str) -> bool {
-    let Some((left_fence, left_call)) = left.split('.').next().zip(left.rsplit('.').next()) else {
-        return false;
-    };
-    let number = |call: &str| {
-        call.rsplit_once('-')
-            .and_then(|(process, number)| Some((process.to_owned(), number.parse::<u64>().ok()?)))
-    };
-    match left_fence.parse::<u64>().map(Fence::new) {
-        Ok(left_fence) if left_fence == fence => match (number(left_call), number(call)) {
-            (Some((theirs, left)), Some((ours, own))) if theirs == ours => left < own,
-            _ => true,
-        },
-        Ok(left_fence) => left_fence < fence,
-        Err(_) => false,
-    }
-}
-
-/// Whether something that a call left behind, named `….CALL`, was made by a process that is gone: nobody goes on with it.
-pub(crate) fn is_of_dead_process(left: &str) -> bool {
-    let call = left.rsplit_once('.').and_then(|(_, call)| call.split_once('-'));
-    let process = call.and_then(|(process, number)| number.parse::<u64>().ok().and(process.parse().ok()));
-    process.is_some_and(|pid: i32| Process::read(pid).is_none_or(|process| process.ended))
 }
 
 /// Removes a directory that somebody may still write into: renamed away, nothing new comes into it, and it never looks
@@ -174,30 +141,6 @@ mod tests {
         remove_tree(&tree).unwrap();
         remove_tree(&tree).unwrap();
         assert!(!tree.exists() && outside.join("kept").exists());
-    }
-
-    #[test]
-    fn a_call_that_was_dropped_leaves_the_next_one_alone() {
-        let check = |left: &str, expected| {
-            assert_eq!(is_of_earlier_call(left, Fence::new(7), "100-5"), expected, "{left}");
-        };
-        check("6.100-9", true);
-        check("8.100-1", false);
-        check("7.100-4", true);
-        check("7.1.100-4", true);
-        check("7.100-5", false);
-        check("7.100-6", false);
-        check("7.99-6", true);
-        check("notes", false);
-    }
-
-    #[test]
-    fn what_a_dead_process_left_is_known_by_its_number() {
-        let mut child = process::Command::new("true").spawn().unwrap();
-        child.wait().unwrap();
-        assert!(is_of_dead_process(&format!("id-7.{}-0", child.id())));
-        assert!(!is_of_dead_process(&format!("id-7.{}", unique())));
-        assert!(!is_of_dead_process("notes"));
     }
 
     #[test]

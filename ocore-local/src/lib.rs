@@ -23,6 +23,7 @@ mod fenced;
 mod process;
 mod procfile;
 mod runtime;
+mod shelf;
 mod snapshotter;
 mod store;
 mod tree;

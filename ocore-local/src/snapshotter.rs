@@ -15,16 +15,15 @@ use ocore_core::{
     environment::Instance,
     id::DeploymentId,
     name::InstanceName,
-    port::{Context, Error, Result, Snapshotter},
+    port::{Context, Error, Leftovers, Result, Snapshotter},
     release::Snapshot,
 };
 use serde::{Deserialize, Serialize};
 
 use self::{place::Place, stage::Stage, take::Take};
 use crate::{
-    blocking,
-    durable::{self, At},
-    runtime,
+    blocking, runtime,
+    shelf::Shelf,
     tree::{self, Limit, manifest::Manifest},
 };
 
@@ -99,7 +98,11 @@ impl LocalSnapshotter {
         if !is_name(name) {
             return Err(Error::permanent(format!("{name:?} is no snapshot of the local snapshotter")));
         }
-        Ok(self.root.join(SNAPSHOTS).join(name))
+        Ok(self.snapshots().place(name))
+    }
+
+    fn snapshots(&self) -> Shelf {
+        Shelf::new(self.root.join(SNAPSHOTS))
     }
 
     fn place(&self, instance: &Instance) -> Result<Option<Place>> {
@@ -111,7 +114,7 @@ impl LocalSnapshotter {
 impl Snapshotter for LocalSnapshotter {
     async fn take(&self, context: &Context, instance: &Instance) -> Result<Snapshot> {
         let place = self.place(instance)?;
-        let take = Take::new(self.root.join(SNAPSHOTS), context.clone(), instance, place.clone());
+        let take = Take::new(self.snapshots(), context.clone(), instance, place.clone());
         if let Some(place) = place {
             let held = place.fenced.enter(context).await?;
             let (root, calling, instance) = (self.root.clone(), context.clone(), instance.clone());
@@ -182,23 +185,19 @@ impl Snapshotter for LocalSnapshotter {
     }
 
     async fn remove(&self, context: &Context, snapshot: &Snapshot) -> Result<()> {
-        let directory = self.directory(snapshot)?;
+        self.directory(snapshot)?;
+        let (snapshots, name) = (self.snapshots(), snapshot.reference.clone());
         blocking::run(context, move |cancel| {
             cancel.check()?;
-            durable::remove_renamed(&directory, &partial(&directory, &durable::unique()))
-                .at("remove", &directory)
+            snapshots.remove(&name)
         })
         .await
     }
-}
 
-const PARTIAL: &str = ".partial";
-
-/// A name beside a snapshot that only this call uses.
-fn partial(directory: &Path, call: &str) -> PathBuf {
-    let mut name = directory.as_os_str().to_owned();
-    name.push(format!(".{call}{PARTIAL}"));
-    PathBuf::from(name)
+    async fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()> {
+        let (snapshots, leftovers) = (self.snapshots(), leftovers.clone());
+        blocking::run(context, move |cancel| snapshots.sweep(&leftovers, cancel)).await
+    }
 }
 
 /// The manifest of a snapshot that is there and of this version.

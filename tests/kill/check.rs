@@ -41,13 +41,14 @@ impl Findings {
 pub(crate) async fn everything(world: &World, kills: usize) -> Result<()> {
     let mut findings = Findings::default();
     let (mut counts, mut known) = (BTreeMap::<Status, usize>::new(), BTreeSet::new());
-    let (mut snapshots, mut takeovers) = (BTreeSet::new(), 0);
+    let (mut recorded, mut takeovers) = (Recorded::default(), 0);
     for site in &world.sites {
         let record = world.engine.environment(site.name).await?;
         let deployments = history(world, site).await?;
         known.extend(deployments.iter().map(|it| it.id));
         for deployment in &deployments {
             *counts.entry(deployment.status()).or_default() += 1;
+            recorded.images.extend(deployment.image.as_ref().map(|image| image.reference.clone()));
         }
         in_order(&deployments, &mut findings);
         let fold = |model: Model, it| model.fold(it, &site.commits, &world.written);
@@ -58,7 +59,7 @@ pub(crate) async fn everything(world: &World, kills: usize) -> Result<()> {
         for snapshot in world.engine.snapshots(site.name).await? {
             findings
                 .expect(snapshot.state == SnapshotState::Kept, || format!("{snapshot:?} was not removed"));
-            snapshots.insert(snapshot.snapshot.reference);
+            recorded.snapshots.insert(snapshot.snapshot.reference);
         }
     }
     eprintln!("{} deployments: {counts:?}, {takeovers} taken over", known.len());
@@ -75,7 +76,7 @@ pub(crate) async fn everything(world: &World, kills: usize) -> Result<()> {
             format!("no deployment ended {status}: nothing was tested")
         });
     }
-    let left = left_over(&world.home, &snapshots, &mut findings);
+    let left = left_over(&world.home, &recorded, &mut findings);
     eprintln!("{} files and directories are left by calls that were killed: {left:?}", left.len());
     findings
         .expect(left.len() <= kills, || format!("{kills} kills have left {} things: {left:?}", left.len()));
@@ -204,31 +205,43 @@ fn data_directory(world: &World, site: &Site) -> PathBuf {
     world.home.join("data").join(site.name)
 }
 
-/// What is recorded is there; and what killed calls have left, at most one thing per kill.
+/// What the store knows of.
+#[derive(Default)]
+struct Recorded {
+    images: BTreeSet<String>,
+    snapshots: BTreeSet<String>,
+}
+
+/// What is recorded is there; no release and no snapshot is there that is not; and what else killed calls have left is
+/// at most one thing per kill.
 ///
-/// A call that is killed for good, because its deployment is undone or cancelled before the call is made again, leaves
-/// what it was making: a snapshot that no record names, a temporary file. Nobody else may remove that while it could
-/// still be in use.
-fn left_over(home: &Path, snapshots: &BTreeSet<String>, findings: &mut Findings) -> BTreeSet<PathBuf> {
-    let directory = home.join("local").join("snapshots");
-    let mut left = BTreeSet::new();
-    for reference in snapshots {
-        let manifest = directory.join(reference).join("manifest");
+/// A fetch that is killed for good, because its deployment is undone or cancelled before the call is made again, leaves
+/// a checkout or a temporary file, which nobody else may remove while it could still be in use.
+fn left_over(home: &Path, recorded: &Recorded, findings: &mut Findings) -> BTreeSet<PathBuf> {
+    let local = home.join("local");
+    for reference in &recorded.snapshots {
+        let manifest = local.join("snapshots").join(reference).join("manifest");
         findings.expect(manifest.exists(), || format!("{} is recorded, but gone", manifest.display()));
     }
-    for entry in
-        [directory, home.join("git").join("checkouts")].iter().flat_map(fs::read_dir).flatten().flatten()
-    {
-        if !snapshots.contains(entry.file_name().to_string_lossy().as_ref()) {
-            left.insert(entry.path());
-        }
+    for (kind, recorded) in [("releases", &recorded.images), ("snapshots", &recorded.snapshots)] {
+        let found = entries(&local.join(kind));
+        findings.expect(!found.is_empty(), || format!("there are no {kind} at all"));
+        let is_orphan =
+            |path: &&PathBuf| !path.file_name().is_some_and(|it| recorded.contains(&*it.to_string_lossy()));
+        let orphans: Vec<_> = found.iter().filter(is_orphan).collect();
+        findings.expect(orphans.is_empty(), || format!("{kind} that no record names: {orphans:?}"));
     }
+    let mut left: BTreeSet<_> = entries(&home.join("git").join("checkouts")).into_iter().collect();
     walk(home, &mut left);
     let partial = left.iter().filter(|path| path.extension().is_some_and(|extension| extension == "partial"));
     let partial: Vec<_> = partial.collect();
     findings
         .expect(partial.is_empty(), || format!("half made by killed workers, and not removed: {partial:?}"));
     left
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn walk(directory: &Path, unfinished: &mut BTreeSet<PathBuf>) {

@@ -137,7 +137,7 @@ pub fn run(plan: &Plan) -> Outcome {
     if ended == Ended::OutOfPolls {
         cluster.journal().lock().blame("I10: a livelock".to_owned());
     }
-    cluster.heal(client);
+    cluster.heal(client.clone());
     let limit = sim.now() + HEAL_MAX;
     let ended = sim.run_until(limit, || cluster.at_rest.load(Ordering::Relaxed));
     if ended != Ended::Done {
@@ -157,6 +157,9 @@ pub fn run(plan: &Plan) -> Outcome {
     }
     if plan.is_thorough() {
         cluster.check_that_recovery_changes_nothing(&sim);
+    }
+    if plan.odds.slow == 0 {
+        cluster.check_that_leftovers_go(&sim, client);
     }
     Outcome {
         violations: cluster.journals.all().flat_map(|it| it.lock().violations.clone()).collect(),
@@ -274,6 +277,24 @@ impl Cluster {
         let after = entries();
         if after != before {
             self.journal().lock().blame(format!("I20: {} writes after the end", after - before));
+        }
+        self.check(false);
+    }
+
+    /// What was left after the last clean-up is found by that of the next deployment (I18).
+    fn check_that_leftovers_go(self: &Arc<Self>, sim: &Sim, client: Engine) {
+        if verdict::orphans(&self.journals, &self.store).is_empty() {
+            return;
+        }
+        self.at_rest.store(false, Ordering::Relaxed);
+        self.start_worker(0);
+        self.client.spawn(script::deploy_once_more(self.clone(), client));
+        sim.run_until(sim.now() + HEAL_MAX, || self.at_rest.load(Ordering::Relaxed));
+        sim.run_until(sim.now() + CLEAN_UP, || false);
+        self.end_workers();
+        let orphans = verdict::orphans(&self.journals, &self.store);
+        if !orphans.is_empty() {
+            self.journal().lock().blame(format!("I18: no record names {orphans:?}, and yet they are there"));
         }
         self.check(false);
     }

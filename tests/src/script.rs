@@ -172,6 +172,19 @@ async fn insist<T, F: Future<Output = Result<T, EngineError>>>(
     None
 }
 
+/// Deploys once more in each environment, when nothing fails any more.
+pub(crate) async fn deploy_once_more(cluster: Arc<Cluster>, client: Engine) {
+    for journal in cluster.journals.all() {
+        let sha = cluster.world.push("main", "a commit", Kind::Good.behaviour());
+        let accepted = client.deploy(DeployRequest::manual(journal.environment().as_str()).commit(&sha));
+        if let Err(refused) = accepted.await {
+            journal.lock().blame(format!("L1: refused after the end: {refused}"));
+        }
+    }
+    settle(&cluster).await;
+    cluster.rest();
+}
+
 /// Ends pauses and resolves what needs attention, until all environments are quiet.
 pub(crate) async fn heal(cluster: Arc<Cluster>, client: Engine) {
     for journal in cluster.journals.all() {

@@ -49,7 +49,8 @@ impl Summary {
         self.schedules as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
 
-    fn add(&mut self, plan: &Plan, outcome: Outcome) {
+    /// Adds what happened and hands back what went wrong.
+    fn add(&mut self, outcome: Outcome) -> Vec<String> {
         self.schedules += 1;
         self.polls += outcome.polls_in_all;
         self.calls += outcome.calls_in_all;
@@ -60,9 +61,7 @@ impl Summary {
         for (hit, count) in outcome.hits {
             *self.hits.entry(hit).or_default() += count;
         }
-        if !outcome.violations.is_empty() {
-            self.failures.push((plan.clone(), outcome.violations));
-        }
+        outcome.violations
     }
 
     fn merge(&mut self, other: Self) {
@@ -81,13 +80,13 @@ impl Summary {
 }
 
 /// Runs `count` plans in as many threads as there are processors, or fewer: until a thread has found `failures_max`
-/// that went wrong. `done` is told after each. A schedule that panics has gone wrong; one that takes longer than
-/// [`SLOW`] is named while it runs.
+/// that went wrong. `done` is told after each, with what went wrong in it. A schedule that panics has gone wrong; one
+/// that takes longer than [`SLOW`] is named while it runs.
 pub fn run(
     count: u64,
     failures_max: usize,
     plan: impl Fn(u64) -> Plan + Sync,
-    done: impl Fn() + Sync,
+    done: impl Fn(&Plan, &[String]) + Sync,
 ) -> Summary {
     let began = Instant::now();
     let stop = AtomicBool::new(false);
@@ -97,14 +96,17 @@ pub fn run(
         for number in numbers {
             let plan = plan(number);
             watch.begin(&plan);
-            match outcome(&plan) {
-                Ok(outcome) => summary.add(&plan, outcome),
+            let violations = match outcome(&plan) {
+                Ok(outcome) => summary.add(outcome),
                 Err(panic) => {
                     summary.schedules += 1;
-                    summary.failures.push((plan, vec![format!("it panicked: {panic}")]));
+                    vec![format!("it panicked: {panic}")]
                 }
+            };
+            done(&plan, &violations);
+            if !violations.is_empty() {
+                summary.failures.push((plan, violations));
             }
-            done();
             if summary.failures.len() >= failures_max {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -231,8 +233,8 @@ const MARKS: &[&str] = &[
 /// The calls that the engine makes in the scenarios.
 const CALLS: &[(&str, &[&str])] = &[
     ("source", &["fetch", "checkout", "discard"]),
-    ("builder", &["build", "locate", "remove"]),
-    ("snapshotter", &["take", "restore", "changed_since", "remove"]),
+    ("builder", &["build", "locate", "remove", "sweep"]),
+    ("snapshotter", &["take", "restore", "changed_since", "remove", "sweep"]),
     ("runtime", &["stop", "update", "start", "withdraw", "revive", "tail", "inspect"]),
     ("probe", &["check"]),
     (

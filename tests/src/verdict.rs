@@ -1,5 +1,7 @@
 //! What must hold when everything has come to rest.
 
+use std::collections::BTreeSet;
+
 use futures::FutureExt as _;
 use ocore_core::{
     deployment::Deployment,
@@ -118,6 +120,21 @@ pub(crate) fn check_leftovers(journals: &Journals, store: &MemoryStore, broken_o
             accepted.blame(format!("I18: {there} {what} are left, and not at most {most}"));
         }
     }
+}
+
+/// Nothing is there that no record names: what killed workers have left is removed (I18).
+pub(crate) fn orphans(journals: &Journals, store: &MemoryStore) -> BTreeSet<String> {
+    let mut there = journals.first().world().made();
+    for journal in journals.all() {
+        let filter = Filter::environment(journal.environment().clone());
+        for deployment in now(store.history(&filter, None, 1000)).deployments {
+            there.retain(|it| deployment.image.as_ref().is_none_or(|image| image.reference != *it));
+        }
+        for record in now(store.snapshots(journal.environment())) {
+            there.remove(&record.snapshot.reference);
+        }
+    }
+    there
 }
 
 /// No secret is stored anywhere.

@@ -25,7 +25,7 @@ fn every_scenario_and_some_of_its_disturbances_end_well() {
         plans.extend(sweep::singles(&scenario).into_iter().step_by(149));
     }
     let plan = |number| plans[usize::try_from(number).expect("a plan's number is an index")].clone();
-    let summary = sweep::run(plans.len() as u64, 1, plan, || ());
+    let summary = sweep::run(plans.len() as u64, 1, plan, |_, _| ());
     check(&summary);
     for mark in ["Running", "Undone", "Untouched", "Stranded", "recovered", "takeover", "superseded"] {
         assert!(summary.marks.contains_key(mark), "it never happened: {mark} ({:?})", summary.marks);
@@ -34,7 +34,7 @@ fn every_scenario_and_some_of_its_disturbances_end_well() {
 
 #[test]
 fn random_schedules_end_well() {
-    check(&sweep::run(200, 1, Plan::random, || ()));
+    check(&sweep::run(200, 1, Plan::random, |_, _| ()));
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn bugs_that_are_easy_to_find_are_found_soon() {
     use Mutant::{LastInFirstOut, RestoreSkippedOnUndo, ReviveSkipped, RunningBeforeObserved, StopSkipped};
     for mutant in [RunningBeforeObserved, RestoreSkippedOnUndo, ReviveSkipped, StopSkipped, LastInFirstOut] {
         let plan = |seed| Plan { mutant: Some(mutant), ..Plan::random(seed) };
-        let summary = sweep::run(150, 1, plan, || ());
+        let summary = sweep::run(150, 1, plan, |_, _| ());
         assert!(!summary.failures.is_empty(), "{mutant:?} was not found");
     }
 }
@@ -65,7 +65,7 @@ fn what_was_revived_and_cannot_be_looked_at_is_not_taken_for_what_serves() {
     let script = vec![Act::Deploy(Kind::Slow), Act::Settle, Act::Deploy(Kind::Unhealthy)];
     let always = Some(("runtime", "inspect", Fault::Refused));
     let plan = Plan { script, always, ..Plan::scenario("first").expect("there is such a scenario") };
-    let summary = sweep::run(1, 1, |_| plan.clone(), || ());
+    let summary = sweep::run(1, 1, |_| plan.clone(), |_, _| ());
     check(&summary);
     assert!(summary.marks.contains_key("Undone"), "{:?}", summary.marks);
 }
@@ -89,13 +89,13 @@ fn every_pair_of_faults_has_a_number() {
     assert!(all.iter().all(|pair| pair[0].0 < pair[1].0));
     let mixed: BTreeSet<_> = (0..pairs.count()).map(|nth| pairs.mixed(nth)).collect();
     assert_eq!(mixed.len() as u64, pairs.count(), "and comes once when they are mixed");
-    check(&sweep::run(97, 1, |nth| pairs.plan(pairs.mixed(nth)), || ()));
+    check(&sweep::run(97, 1, |nth| pairs.plan(pairs.mixed(nth)), |_, _| ()));
 }
 
 #[test]
 fn a_schedule_that_panics_has_gone_wrong_and_says_how_to_run_it_again() {
     let plan = Plan { instances: 0, ..Plan::scenario("first").expect("there is such a scenario") };
-    let summary = sweep::run(1, 1, |_| plan.clone(), || ());
+    let summary = sweep::run(1, 1, |_| plan.clone(), |_, _| ());
     let (plan, violations) = &summary.failures[0];
     assert!(violations[0].starts_with("it panicked: the environment is valid"), "{violations:?}");
     assert_eq!(plan.command(), "cargo xtask simulate --scenario first --trace");

@@ -1,5 +1,5 @@
-//! Removes what retention does not want any more. Best effort: what is left over is removed after the next
-//! deployment, and no deployment waits for it.
+//! Removes what retention does not want any more, and what workers that were killed have left. Best effort: what is
+//! missed is removed after the next deployment, and no deployment waits for it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,9 +15,11 @@ use crate::{
     deployment::Deployment,
     executor::Executor,
     id::{DeploymentId, Seq},
-    machine::{Job, Status},
+    machine::Status,
     name::EnvironmentName,
-    port::{EnvironmentRecord, Filter, SnapshotRecord, StoreResult},
+    port::{
+        Context, EnvironmentRecord, Filter, Leftovers, Result as PortResult, SnapshotRecord, StoreResult,
+    },
     release::Image,
 };
 
@@ -29,12 +31,11 @@ const LOOK_BACK: usize = 50;
 /// clean-ups, as a rule.
 const PAGE: usize = 4;
 
-/// Removes unwanted snapshots and images of an environment.
+/// Removes unwanted snapshots and images of an environment, and what is left of deployments that are over.
 pub(super) async fn clean_up(shared: &Arc<Shared>, name: &EnvironmentName) {
     let Ok(Some(record)) = shared.in_time(shared.store.environment(name)).await else { return };
     let upkeep = Upkeep { shared: shared.clone(), record };
-    let results = [upkeep.snapshots().await, upkeep.images().await];
-    for failure in results.into_iter().filter_map(Result::err) {
+    if let Err(failure) = upkeep.run().await {
         tracing::warn!(environment = %name, %failure, "clean-up is not complete; the next one goes on with it");
     }
 }
@@ -87,22 +88,48 @@ struct Upkeep {
 
 impl Upkeep {
     /// In whose name something is removed: that of the deployment that made it.
-    fn caller(&self, id: DeploymentId) -> (Caller, Job) {
-        Caller::outside_of_steps(self.shared.clone(), &self.record, id)
+    fn caller(&self, id: DeploymentId) -> (Caller, Context) {
+        let (caller, job) = Caller::outside_of_steps(self.shared.clone(), &self.record, id);
+        let context = caller.context(&job);
+        (caller, context)
+    }
+
+    fn kept_last(&self) -> usize {
+        self.record.environment.policy().retention.images_last
+    }
+
+    async fn removed(
+        &self,
+        caller: &Caller,
+        context: &Context,
+        call: impl Future<Output = PortResult<()>>,
+    ) -> Result<(), String> {
+        let deadline = self.record.environment.policy().deadlines.start;
+        caller.answer(context, deadline, call).await.map_err(|failure| failure.to_string())
+    }
+
+    async fn run(&self) -> Result<(), String> {
+        let deployments = self.newest().await?;
+        // Read after the deployments: of those that are over then, nothing more is recorded.
+        let snapshots = self.read(self.shared.store.snapshots(self.record.environment.name())).await?;
+        // What one of them cannot remove keeps no other from its work.
+        self.snapshots(&snapshots)
+            .await
+            .and(self.images(&deployments).await)
+            .and(self.leftovers(&deployments, &snapshots).await)
     }
 
     async fn read<T>(&self, call: impl Future<Output = StoreResult<T>>) -> Result<T, String> {
         self.shared.in_time(call).await.map_err(|error| error.to_string())
     }
 
-    async fn snapshots(&self) -> Result<(), String> {
+    async fn snapshots(&self, snapshots: &[SnapshotRecord]) -> Result<(), String> {
         let store = &self.shared.store;
         let name = self.record.environment.name();
-        let snapshots = self.read(store.snapshots(name)).await?;
         let policy = self.record.environment.policy();
         let live = self.record.live.as_ref().map(|live| live.deployment);
         let needed: BTreeSet<_> = self.record.active.into_iter().chain(self.record.attention).collect();
-        let unwanted = policy.retention.unwanted(&snapshots, live, &needed, self.shared.clock.at_most());
+        let unwanted = policy.retention.unwanted(snapshots, live, &needed, self.shared.clock.at_most());
         if unwanted.is_empty() {
             return Ok(());
         }
@@ -120,21 +147,18 @@ impl Upkeep {
     }
 
     async fn remove_snapshot(&self, record: &SnapshotRecord) -> Result<(), String> {
-        let (caller, job) = self.caller(record.deployment);
-        let context = caller.context(&job).for_instance(&record.instance);
-        let deadline = self.record.environment.policy().deadlines.start;
+        let (caller, context) = self.caller(record.deployment);
+        let context = context.for_instance(&record.instance);
         let remove = self.shared.snapshotter.remove(&context, &record.snapshot);
-        caller.answer(&context, deadline, remove).await.map_err(|failure| failure.to_string())
+        self.removed(&caller, &context, remove).await
     }
 
-    async fn images(&self) -> Result<(), String> {
+    async fn images(&self, deployments: &[Deployment]) -> Result<(), String> {
         let name = self.record.environment.name();
-        let kept_last = self.record.environment.policy().retention.images_last;
         let cleaned = self.shared.cleaned.to(name);
-        let deployments = self.newest(kept_last, cleaned).await?;
-        let needed = needed_images(&self.record, &deployments, kept_last);
+        let needed = needed_images(&self.record, deployments, self.kept_last());
         let (mut left, mut outcome) = (Vec::new(), Ok(()));
-        for (deployment, image) in unwanted_images(&deployments, &needed, cleaned) {
+        for (deployment, image) in unwanted_images(deployments, &needed, cleaned) {
             if self.is_rolled_back().await? {
                 // It may be about to start from one of these. The clean-up after it goes on.
                 return outcome;
@@ -152,11 +176,8 @@ impl Upkeep {
     }
 
     async fn remove_image(&self, id: DeploymentId, image: &Image) -> Result<(), String> {
-        let (caller, job) = self.caller(id);
-        let context = caller.context(&job);
-        let deadline = self.record.environment.policy().deadlines.start;
-        let remove = self.shared.builder.remove(&context, image);
-        caller.answer(&context, deadline, remove).await.map_err(|failure| failure.to_string())
+        let (caller, context) = self.caller(id);
+        self.removed(&caller, &context, self.shared.builder.remove(&context, image)).await
     }
 
     /// Whether a rollback is under way now: it may have found an image present that was unwanted when the list was
@@ -169,9 +190,35 @@ impl Upkeep {
         Ok(active.is_some_and(|active| active.rolls_back_to().is_some()))
     }
 
+    /// What deployments that are over have left, and nobody knows of. Looked for again and again as long as they are
+    /// among the newest: a call that nobody waits for any more may end late.
+    async fn leftovers(
+        &self,
+        deployments: &[Deployment],
+        snapshots: &[SnapshotRecord],
+    ) -> Result<(), String> {
+        let over = deployments.iter().filter(|it| it.outcome().is_some());
+        let ended: BTreeSet<_> = over.map(|it| it.id).collect();
+        let Some(newest) = ended.last().copied().filter(|_| !planted!(LeftoversStay)) else { return Ok(()) };
+        let snapshots = snapshots.iter().filter(|_| !planted!(RecordedIsSwept));
+        let snapshots = snapshots.map(|it| it.snapshot.reference.clone()).collect();
+        let live = self.record.live.iter().map(|live| &live.release.image);
+        let images = deployments.iter().filter_map(|it| it.image.as_ref()).chain(live);
+        let images = images.map(|image| image.reference.clone()).collect();
+        let snapshots = Leftovers::new(ended.clone(), snapshots);
+        let images = Leftovers::new(ended, images);
+        let (caller, context) = self.caller(newest);
+        let swept = self.shared.snapshotter.sweep(&context, &snapshots);
+        let swept = self.removed(&caller, &context, swept).await;
+        let (caller, context) = self.caller(newest);
+        swept.and(self.removed(&caller, &context, self.shared.builder.sweep(&context, &images)).await)
+    }
+
     /// The newest deployments, newest first: all from `cleaned` on, if that is known, within the limit.
-    async fn newest(&self, kept_last: usize, cleaned: Seq) -> Result<Vec<Deployment>, String> {
-        let filter = Filter::environment(self.record.environment.name().clone());
+    async fn newest(&self) -> Result<Vec<Deployment>, String> {
+        let name = self.record.environment.name();
+        let (kept_last, cleaned) = (self.kept_last(), self.shared.cleaned.to(name));
+        let filter = Filter::environment(name.clone());
         let most = kept_last.saturating_mul(2).saturating_add(LOOK_BACK);
         let (mut deployments, mut before) = (Vec::new(), None);
         loop {

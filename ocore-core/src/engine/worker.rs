@@ -324,8 +324,11 @@ impl Crew {
             }
             drop(adopted);
             crew.freed.notify_one();
-            if left == (Left::Lane { ended: true }) && crew.lease.holds() {
-                super::upkeep::clean_up(&crew.shared, &environment).await;
+            if left == (Left::Lane { ended: true }) {
+                select_biased! {
+                    () = crew.lease.lost().fuse() => {}
+                    () = super::upkeep::clean_up(&crew.shared, &environment).fuse() => {}
+                }
             }
         });
     }

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 
-use super::{Checkout, Context, Result};
+use super::{Checkout, Context, Leftovers, Result};
 use crate::release::Image;
 
 /// Makes an image of a checkout.
@@ -27,4 +27,16 @@ pub trait Builder: Send + Sync + 'static {
     ///
     /// *Must not* touch what this builder has not made.
     async fn remove(&self, context: &Context, image: &Image) -> Result<()>;
+
+    /// Removes the images, finished or not, that these leftovers include. [`Context::deployment`] is one of the
+    /// deployments that are over, and says nothing more.
+    ///
+    /// Unless a builder says otherwise, nothing is removed: then a worker that is killed may leave an image for ever.
+    ///
+    /// *Called again*: removes what has been left since.
+    ///
+    /// *Must not* touch anything else: an image is built for another deployment meanwhile.
+    async fn sweep(&self, _context: &Context, _leftovers: &Leftovers) -> Result<()> {
+        Ok(())
+    }
 }

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 
-use super::{Context, Result};
+use super::{Context, Leftovers, Result};
 use crate::{environment::Instance, release::Snapshot};
 
 /// Copies an instance's data, and puts a copy back.
@@ -39,4 +39,12 @@ pub trait Snapshotter: Send + Sync + 'static {
     ///
     /// *Called again*: succeeds if it is gone.
     async fn remove(&self, context: &Context, snapshot: &Snapshot) -> Result<()>;
+
+    /// Removes the snapshots, finished or not, that these leftovers include. [`Context::deployment`] is one of the
+    /// deployments that are over, and says nothing more.
+    ///
+    /// *Called again*: removes what has been left since.
+    ///
+    /// *Must not* touch anything else: a snapshot is taken for another deployment meanwhile.
+    async fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()>;
 }

@@ -42,7 +42,7 @@ use crate::{
     port::{
         Acknowledged, Beat, Builder, CancelAnswer, Check, Checkout, Claimed, Commit, Committed, Context,
         Enqueued, EnvironmentRecord, EnvironmentStore, Filter, HealthProbe, HistoryStore, LaneQueue,
-        LogLimit, LogStore, Observation, Page, QueueStore, Result, Runtime, Saved, SnapshotRecord,
+        Leftovers, LogLimit, LogStore, Observation, Page, QueueStore, Result, Runtime, Saved, SnapshotRecord,
         SnapshotStore, Snapshotter, Source, StoreResult, Worker,
     },
     release::{self, Image, LiveInstance, Release, Snapshot, Started},
@@ -72,6 +72,7 @@ mock! {
         async fn build(&self, context: &Context, checkout: &Checkout) -> Result<Image>;
         async fn locate(&self, context: &Context, image: &Image) -> Result<bool>;
         async fn remove(&self, context: &Context, image: &Image) -> Result<()>;
+        async fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()>;
     }
 }
 
@@ -91,6 +92,7 @@ mock! {
             snapshot: &Snapshot,
         ) -> Result<bool>;
         async fn remove(&self, context: &Context, snapshot: &Snapshot) -> Result<()>;
+        async fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()>;
     }
 }
 

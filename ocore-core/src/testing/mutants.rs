@@ -89,6 +89,10 @@ mutants! {
     CancelStopsUndo,
     /// A call may take for ever.
     DeadlineIgnored,
+    /// What killed workers have left is never looked for.
+    LeftoversStay,
+    /// What is recorded counts as left by killed workers.
+    RecordedIsSwept,
 }
 
 thread_local! {

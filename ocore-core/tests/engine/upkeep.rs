@@ -12,12 +12,14 @@ use ocore_core::{
     deployment::Deployment,
     engine::RollbackRequest,
     environment::{EnvironmentSpec, Instance},
+    executor::TokioExecutor,
     machine::{Status, Step},
-    port::{Builder, Checkout, Context, Error, Filter, Result, Snapshotter},
+    port::{Builder, Checkout, Context, Error, Filter, Leftovers, Result, Snapshotter},
     release::{Image, Snapshot},
     testing::{
         clock::ManualClock,
         fakes::{Behaviour, FakeBuilder, FakeSnapshotter},
+        faults::{Fault, Faults},
     },
 };
 use tokio::sync::Semaphore;
@@ -62,6 +64,9 @@ impl Builder for Stuck {
         self.admit(&image.reference)?;
         self.images.remove(context, image).await
     }
+    async fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()> {
+        self.images.sweep(context, leftovers).await
+    }
 }
 
 #[async_trait]
@@ -85,6 +90,9 @@ impl Snapshotter for Stuck {
     async fn remove(&self, context: &Context, snapshot: &Snapshot) -> Result<()> {
         self.admit(&snapshot.reference)?;
         self.snapshots.remove(context, snapshot).await
+    }
+    async fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()> {
+        self.snapshots.sweep(context, leftovers).await
     }
 }
 
@@ -153,6 +161,30 @@ async fn an_image_that_a_rollback_has_found_is_not_removed() {
     assert_eq!(image(&rollback), image(target), "nothing was built again");
     assert_ne!(image(&rollback), image(&third));
     stage.shut_down().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_made_and_never_recorded_is_removed_when_its_deployment_is_over() {
+    let mut stage = Stage::with(shop(), |builder| builder).await;
+    let faults = Faults::new(Arc::new(TokioExecutor::new()));
+    // The first build and, after the second one, the first snapshot.
+    for call in [0, 2] {
+        faults.plan(call, Fault::NoAnswer);
+    }
+    let builder = Stage::builder(&stage.world, &stage.store);
+    let (images, snapshots) = (stage.world.builder(), stage.world.snapshotter());
+    let builder = builder.builder(faults.wrap(images)).snapshotter(faults.wrap(snapshots));
+    stage.engine = builder.build().unwrap();
+    stage.work();
+    let first = stage.deploy("first", Behaviour::good()).await;
+    stage.shut_down().await;
+    let unanswered: Vec<_> = faults.hits().into_keys().map(|(call, _)| call.method).collect();
+    assert_eq!(unanswered, ["build", "take"]);
+    assert_eq!(
+        stage.world.made(),
+        BTreeSet::from([image(&first), snapshot(&first)]),
+        "what is recorded stays"
+    );
 }
 
 /// Time goes on as soon as nobody has anything else to do.

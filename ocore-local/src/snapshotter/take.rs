@@ -17,11 +17,12 @@ use ocore_core::{
     release::Snapshot,
 };
 
-use super::{DATA, Head, Held, LIMIT, PARTIAL, VERSION, partial, place::Place};
+use super::{DATA, Head, Held, LIMIT, VERSION, place::Place};
 use crate::{
     blocking::Cancel,
     builder::Reading,
     durable::{self, At},
+    shelf::Shelf,
     tree::{
         self, Entry, Kind,
         copy::{self, digest_on_disk},
@@ -36,7 +37,7 @@ const STEP: Duration = Duration::from_millis(20);
 
 /// A snapshot that is being taken.
 pub(super) struct Take {
-    snapshots: PathBuf,
+    snapshots: Shelf,
     context: Context,
     instance: InstanceName,
     place: Option<Place>,
@@ -45,20 +46,15 @@ pub(super) struct Take {
 }
 
 impl Take {
-    pub(super) fn new(
-        snapshots: PathBuf,
-        context: Context,
-        instance: &Instance,
-        place: Option<Place>,
-    ) -> Self {
+    pub(super) fn new(snapshots: Shelf, context: Context, instance: &Instance, place: Option<Place>) -> Self {
         Self { snapshots, context, instance: instance.name.clone(), place, call: durable::unique() }
     }
 
     pub(super) fn run(&self, cancel: &Cancel) -> Result<Snapshot> {
         cancel.check()?;
         self.prepare()?;
-        let directory = self.free_name();
-        let partial = partial(&directory, &self.call);
+        let name = self.free_name();
+        let (directory, partial) = (self.snapshots.place(&name), self.snapshots.beside(&name, &self.call));
         let taken = self.fill(&partial, cancel).and_then(|(taken_at, size_bytes)| {
             cancel.check()?;
             let fence = self.context.fence();
@@ -72,8 +68,7 @@ impl Take {
             // The first error is the one that explains; the next call removes what this one cannot.
             drop(durable::remove_tree(&partial));
         })?;
-        durable::sync_directory(&self.snapshots).at("write", &self.snapshots)?;
-        let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        durable::sync_directory(self.snapshots.path()).at("write", self.snapshots.path())?;
         self.context.log(format!("snapshot {name}: {size_bytes} bytes"));
         Ok(Snapshot::new(name, taken_at, size_bytes))
     }
@@ -85,34 +80,21 @@ impl Take {
     /// The directory of snapshots, without what earlier calls for this deployment and instance, and processes that are
     /// gone, left unfinished.
     fn prepare(&self) -> Result<()> {
-        if let Some(root) = self.snapshots.parent() {
+        let snapshots = self.snapshots.path();
+        if let Some(root) = snapshots.parent() {
             durable::create_directories(root).at("make", root)?;
         }
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.snapshots)
-            .at("make", &self.snapshots)?;
-        let own = self.snapshots.join(format!("{}{}", self.stem(), self.context.fence()));
-        let renamed = partial(&own, &durable::unique());
-        for found in fs::read_dir(&self.snapshots).at("list", &self.snapshots)? {
-            let found = found.at("list", &self.snapshots)?;
-            let name = found.file_name().to_string_lossy().into_owned();
-            let Some(left) = name.strip_suffix(PARTIAL) else { continue };
-            let earlier = |left| durable::is_of_earlier_call(left, self.context.fence(), &self.call);
-            if left.strip_prefix(&self.stem()).is_some_and(earlier) || durable::is_of_dead_process(left) {
-                durable::remove_renamed(&found.path(), &renamed).at("remove", &found.path())?;
-            }
-        }
-        Ok(())
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(snapshots).at("make", snapshots)?;
+        self.snapshots.remove_unfinished(&self.stem(), self.context.fence(), &self.call)
     }
 
     /// A name that no snapshot has: one of this very fence may be there, taken by a call whose answer was lost.
-    fn free_name(&self) -> PathBuf {
+    fn free_name(&self) -> String {
         let name = format!("{}{}", self.stem(), self.context.fence());
-        let numbered = (1..).map(|number| self.snapshots.join(format!("{name}.{number}")));
-        let mut names = std::iter::once(self.snapshots.join(&name)).chain(numbered);
-        names.find(|path| !path.exists()).expect("there are more numbers than snapshots")
+        let numbered = (1..).map(|number| format!("{name}.{number}"));
+        let mut names = std::iter::once(name.clone()).chain(numbered);
+        let is_free = |name: &String| !self.snapshots.place(name).exists();
+        names.find(is_free).expect("there are more numbers than snapshots")
     }
 
     fn fill(&self, partial: &Path, cancel: &Cancel) -> Result<(DateTime<Utc>, u64)> {

@@ -29,7 +29,7 @@ const MUTANT_BUDGET: u64 = 100_000;
 /// Without a terminal a line is printed after so many schedules, or a tenth of all.
 const LINE_EVERY: u64 = 100_000;
 
-/// How many failures are printed.
+/// After so many failures in one thread a run ends.
 const FAILURES_MAX: usize = 5;
 
 /// Runs the whole engine over a simulated world, with every fault that calls and workers can meet.
@@ -93,7 +93,12 @@ fn main() -> ExitCode {
         return trace(&Plan { keep_trace: true, ..(plans.make)(0) });
     }
     let progress = Progress::new(plans.count);
-    let summary = sweep::run(plans.count, FAILURES_MAX, plans.make, || progress.one());
+    let summary = sweep::run(plans.count, FAILURES_MAX, plans.make, |plan, violations| {
+        progress.one();
+        if !violations.is_empty() {
+            progress.aside(|| fail(plan, violations));
+        }
+    });
     progress.finish();
     let missing = missing(&arguments, &summary);
     let passed = report(&summary, arguments.coverage);
@@ -188,7 +193,7 @@ fn find_mutants(first: u64, budget: u64) -> ExitCode {
     let progress = Progress::new(Mutant::ALL.len() as u64);
     for mutant in Mutant::ALL.iter().copied() {
         let plan = |number| Plan { mutant: Some(mutant), ..Plan::random(first + number) };
-        let summary = sweep::run(budget, 1, plan, || ());
+        let summary = sweep::run(budget, 1, plan, |_, _| ());
         schedules += summary.schedules;
         seconds += summary.elapsed.as_secs_f64();
         let found = summary.failures.first().and_then(|(_, violations)| violations.first());
@@ -217,13 +222,6 @@ fn report(summary: &Summary, coverage: bool) -> ExitCode {
     for (mark, count) in &summary.marks {
         say(&format!("{mark}: {count}"));
     }
-    for (plan, violations) in &summary.failures {
-        say(&format!("FAILED {plan}"));
-        for violation in violations {
-            say(&format!("  {violation}"));
-        }
-        say(&format!("  replay: {}", plan.command()));
-    }
     let hours = summary.virtual_time.as_secs() / 3600;
     say(&format!("{} calls, {} polls, {hours} hours of virtual time", summary.calls, summary.polls));
     let (seconds, rate) = (summary.elapsed.as_secs_f64(), summary.rate());
@@ -233,6 +231,15 @@ fn report(summary: &Summary, coverage: bool) -> ExitCode {
         summary.schedules
     ));
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Says at once what went wrong: a long run may not come to its end.
+fn fail(plan: &Plan, violations: &[String]) {
+    say(&format!("FAILED {plan}"));
+    for violation in violations {
+        say(&format!("  {violation}"));
+    }
+    say(&format!("  replay: {}", plan.command()));
 }
 
 /// A bar on a terminal, plain lines in a pipe.
@@ -266,6 +273,14 @@ impl Progress {
                     say(&format!("{done} of {} schedules", self.total));
                 }
             }
+        }
+    }
+
+    /// Prints something beside the bar.
+    fn aside(&self, print: impl FnOnce()) {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
         }
     }
 

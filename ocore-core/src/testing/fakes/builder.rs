@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     event::Stream,
-    port::{Builder, Checkout, Context, Error, Result},
+    port::{Builder, Checkout, Context, Error, Leftovers, Result},
     release::Image,
 };
 
@@ -50,6 +50,16 @@ impl Builder for FakeBuilder {
 
     async fn remove(&self, _context: &Context, image: &Image) -> Result<()> {
         self.world.lock().images.remove(&image.reference);
+        Ok(())
+    }
+
+    async fn sweep(&self, _context: &Context, leftovers: &Leftovers) -> Result<()> {
+        let is_left = |reference: &str| {
+            let made_for = reference.strip_prefix("image-").and_then(|rest| rest.rsplit_once('-'));
+            let deployment = made_for.and_then(|(deployment, _)| deployment.parse().ok());
+            deployment.is_some_and(|deployment| leftovers.include(deployment, reference))
+        };
+        self.world.lock().images.retain(|reference, _| !is_left(reference));
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     environment::Instance,
-    port::{Context, Error, Result, Snapshotter},
+    port::{Context, Error, Leftovers, Result, Snapshotter},
     release::Snapshot,
 };
 
@@ -60,6 +60,12 @@ impl Snapshotter for FakeSnapshotter {
 
     async fn remove(&self, _context: &Context, snapshot: &Snapshot) -> Result<()> {
         self.world.lock().snapshots.remove(&snapshot.reference);
+        Ok(())
+    }
+
+    async fn sweep(&self, _context: &Context, leftovers: &Leftovers) -> Result<()> {
+        let is_left = |reference: &str, stored: &Stored| leftovers.include(stored.deployment, reference);
+        self.world.lock().snapshots.retain(|reference, stored| !is_left(reference, stored));
         Ok(())
     }
 }

@@ -472,6 +472,13 @@ impl World {
         [inner.checkouts.len(), inner.images.len(), inner.snapshots.len()]
     }
 
+    /// The references of all images and snapshots, unfinished ones included.
+    #[must_use]
+    pub fn made(&self) -> BTreeSet<String> {
+        let inner = self.lock();
+        inner.images.keys().chain(inner.snapshots.keys()).cloned().collect()
+    }
+
     /// What was done in this world that no engine may ever do: a migration of data that is being served, or of
     /// data that a migration has left half written; a restore under a running application; and the like.
     #[must_use]

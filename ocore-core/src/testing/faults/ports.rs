@@ -2,8 +2,8 @@ use super::{Answer, Call, Faulty, faulty, stop_in_the_middle};
 use crate::{
     environment::Instance,
     port::{
-        Builder, Check, Checkout, Context, Error, HealthProbe, Observation, Result, Runtime, Snapshotter,
-        Source,
+        Builder, Check, Checkout, Context, Error, HealthProbe, Leftovers, Observation, Result, Runtime,
+        Snapshotter, Source,
     },
     release::{Commit, Image, LiveInstance, Release, Snapshot, Started},
     request::Revision,
@@ -50,8 +50,8 @@ faulty! {
         fn build(&self, context: &Context, checkout: &Checkout) -> Result<Image>;
         fn locate(&self, context: &Context, image: &Image) -> Result<bool>;
         fn remove(&self, context: &Context, image: &Image) -> Result<()>;
+        fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()>;
     }
-
 }
 
 faulty! {
@@ -60,6 +60,7 @@ faulty! {
         fn restore(&self, context: &Context, instance: &Instance, snapshot: &Snapshot) -> Result<()>;
         fn changed_since(&self, context: &Context, instance: &Instance, snapshot: &Snapshot) -> Result<bool>;
         fn remove(&self, context: &Context, snapshot: &Snapshot) -> Result<()>;
+        fn sweep(&self, context: &Context, leftovers: &Leftovers) -> Result<()>;
     }
 
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use async_trait::async_trait;
 
 use super::{
-    caller::{Caller, drop_early, eventually},
+    caller::{Caller, drop_early, eventually, leftovers},
     declare_laws,
 };
 use crate::{
@@ -30,6 +30,7 @@ declare_laws! {
         removing_one_image_spares_the_others,
         an_image_of_nobody_is_not_found,
         a_damaged_image_is_not_found,
+        a_sweep_removes_what_no_record_names_and_nothing_else,
     ]
 }
 
@@ -46,6 +47,10 @@ pub trait BuilderFixture: Send + Sync {
     async fn made(&self) -> BTreeSet<String>;
     /// Damages an image in a way that the builder must notice; `false` where that cannot be done.
     async fn damage(&self, image: &Image) -> bool;
+    /// Whether the builder removes what killed workers have left.
+    fn sweeps(&self) -> bool {
+        true
+    }
 }
 
 /// Calls for an environment that has nothing of its own.
@@ -167,6 +172,25 @@ pub async fn a_damaged_image_is_not_found(fixture: impl BuilderFixture) {
         let again = build(&fixture, 1, 1).await;
         assert!(is_there(&fixture, &again).await, "a damaged image was not built again");
     }
+}
+
+/// What a worker made that was killed before it could record it is removed when its deployment is over.
+pub async fn a_sweep_removes_what_no_record_names_and_nothing_else(fixture: impl BuilderFixture) {
+    if !fixture.sweeps() {
+        return;
+    }
+    drop_early(fixture.builder().build(&caller().call(1, 1), &fixture.checkout())).await;
+    build(&fixture, 1, 2).await;
+    let (recorded, other) = (build(&fixture, 1, 3).await, build(&fixture, 2, 4).await);
+    let leftovers = leftovers(&[1, 3], [&recorded.reference]);
+    let kept = BTreeSet::from([recorded.reference, other.reference]);
+    let swept = || async {
+        let swept = fixture.builder().sweep(&caller().call(1, 4), &leftovers).await;
+        swept.expect("leftovers can be removed");
+        fixture.made().await == kept
+    };
+    eventually("what is left is removed, and nothing else", swept).await;
+    assert!(swept().await, "another sweep removes something else");
 }
 
 #[cfg(test)]

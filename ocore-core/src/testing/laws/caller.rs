@@ -9,7 +9,7 @@ use crate::{
     event::{Progress, Stream},
     id::{DeploymentId, Fence},
     name::InstanceName,
-    port::{Context, Sink},
+    port::{Context, Leftovers, Sink},
     secret::Secret,
 };
 
@@ -101,6 +101,12 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut ask: impl FnMu
         assert!(patient, "not within {PATIENCE_SECONDS} seconds: {what}");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
+}
+
+/// What is left of these deployments, beside what is recorded.
+pub(super) fn leftovers<const N: usize>(ended: &[u128], recorded: [&String; N]) -> Leftovers {
+    let ended = ended.iter().map(|id| DeploymentId::from_u128(*id)).collect();
+    Leftovers::new(ended, recorded.into_iter().cloned().collect())
 }
 
 /// Polls a call until it has been at work for a moment, then drops it.

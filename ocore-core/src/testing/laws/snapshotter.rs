@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    caller::{Caller, drop_early, eventually},
+    caller::{Caller, drop_early, eventually, leftovers},
     declare_laws,
 };
 use crate::{
@@ -39,6 +39,7 @@ declare_laws! {
         a_dropped_take_leaves_nothing_unfinished,
         a_dropped_restore_leaves_old_or_new_data,
         an_older_fence_restores_nothing,
+        a_sweep_removes_what_no_record_names_and_nothing_else,
     ]
 }
 
@@ -324,6 +325,36 @@ pub async fn an_older_fence_restores_nothing(fixture: impl SnapshotterFixture) {
     let error = error.expect_err("an older fence is refused");
     assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
     case.expect(Some(new()), "a call with an older fence has changed the data").await;
+}
+
+/// What a worker took that was killed before it could record it is removed when its deployment is over.
+pub async fn a_sweep_removes_what_no_record_names_and_nothing_else(fixture: impl SnapshotterFixture) {
+    let case = Case::new(fixture).await;
+    let case = &case;
+    let take = |deployment, fence| {
+        let context = case.caller.call(deployment, fence);
+        async move { case.fixture.snapshotter().take(&context, case.caller.instance()).await }
+    };
+    let (recorded, other) = (take(1, 1).await, take(2, 2).await);
+    let (recorded, other) =
+        (recorded.expect("a snapshot can be taken"), other.expect("another can be taken"));
+    let kept = case.fixture.made().await;
+    drop_early(take(1, 3)).await;
+    take(1, 4).await.expect("a snapshot can be taken again");
+    let leftovers = leftovers(&[1, 3], [&recorded.reference]);
+    let swept = || async {
+        let swept = case.fixture.snapshotter().sweep(&case.caller.call(1, 4), &leftovers).await;
+        swept.expect("leftovers can be removed");
+        case.fixture.made().await == kept
+    };
+    eventually("what is left is removed, and nothing else", swept).await;
+    assert!(swept().await, "another sweep removes something else");
+    case.expect(Some(old()), "a sweep has changed the data").await;
+    for snapshot in [recorded, other] {
+        case.fixture.write(Some(&new())).await;
+        case.restore(5, &snapshot).await;
+        case.expect(Some(old()), "a sweep has damaged a snapshot that is kept").await;
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use chrono::DateTime;
 
 use super::*;
 use crate::{
-    port::{Context, Error, Result},
+    port::{Context, Error, Leftovers, Result},
     release::Commit,
     testing::laws::run,
 };
@@ -32,6 +32,9 @@ enum Bug {
     RemovesAll,
     FindsAnything,
     OverlooksDamage,
+    SweepsNothing,
+    SweepsWhatIsRecorded,
+    SweepsWhatIsOpen,
 }
 
 struct Fake {
@@ -127,6 +130,17 @@ impl Builder for Fake {
         }
         Ok(())
     }
+
+    async fn sweep(&self, _context: &Context, leftovers: &Leftovers) -> Result<()> {
+        let made_for = |name: &str| name.get(..36).and_then(|id| id.parse().ok());
+        self.made.lock().unwrap().retain(|name| match self.bug {
+            Bug::SweepsNothing => true,
+            Bug::SweepsWhatIsRecorded => !made_for(name).is_some_and(|id| leftovers.ended.contains(&id)),
+            Bug::SweepsWhatIsOpen => leftovers.recorded.contains(name),
+            _ => !made_for(name).is_some_and(|id| leftovers.include(id, name)),
+        });
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -184,4 +198,7 @@ seen_to_fail! {
     RemovesAll: removing_one_image_spares_the_others,
     FindsAnything: an_image_of_nobody_is_not_found,
     OverlooksDamage: a_damaged_image_is_not_found,
+    SweepsNothing: a_sweep_removes_what_no_record_names_and_nothing_else,
+    SweepsWhatIsRecorded: a_sweep_removes_what_no_record_names_and_nothing_else,
+    SweepsWhatIsOpen: a_sweep_removes_what_no_record_names_and_nothing_else,
 }

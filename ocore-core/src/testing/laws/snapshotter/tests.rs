@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     environment::{EnvironmentSpec, Instance, InstanceSpec},
     id::Fence,
-    port::Error,
+    port::{Error, Leftovers},
     testing::laws::run,
 };
 
@@ -32,6 +32,9 @@ enum Bug {
     LeavesHalf,
     RestoresByHalves,
     ForgetsFences,
+    SweepsNothing,
+    SweepsWhatIsRecorded,
+    SweepsWhatIsOpen,
 }
 
 #[derive(Default)]
@@ -131,6 +134,17 @@ impl Snapshotter for Fake {
         }
         Ok(())
     }
+
+    async fn sweep(&self, _context: &Context, leftovers: &Leftovers) -> Result<()> {
+        let made_for = |name: &str| name.get(..36).and_then(|id| id.parse().ok());
+        self.state.lock().unwrap().snapshots.retain(|name, _| match self.bug {
+            Bug::SweepsNothing => true,
+            Bug::SweepsWhatIsRecorded => !made_for(name).is_some_and(|id| leftovers.ended.contains(&id)),
+            Bug::SweepsWhatIsOpen => leftovers.recorded.contains(name),
+            _ => !made_for(name).is_some_and(|id| leftovers.include(id, name)),
+        });
+        Ok(())
+    }
 }
 
 #[async_trait]
@@ -198,4 +212,7 @@ seen_to_fail! {
     LeavesHalf: a_dropped_take_leaves_nothing_unfinished,
     RestoresByHalves: a_dropped_restore_leaves_old_or_new_data,
     ForgetsFences: an_older_fence_restores_nothing,
+    SweepsNothing: a_sweep_removes_what_no_record_names_and_nothing_else,
+    SweepsWhatIsRecorded: a_sweep_removes_what_no_record_names_and_nothing_else,
+    SweepsWhatIsOpen: a_sweep_removes_what_no_record_names_and_nothing_else,
 }

@@ -1,10 +1,12 @@
+use chrono::{DateTime, Utc};
+
 use super::{Engine, EngineError};
 use crate::{
     deployment::Deployment,
     id::DeploymentId,
     machine::Status,
     name::EnvironmentName,
-    port::{CancelAnswer, Enqueued, Filter},
+    port::{CancelAnswer, Enqueued, Filter, StoreResult},
     request::{DeployRequest, Goal, NewDeployment, Push, Request, Revision, Trigger},
     secret::is_printable,
 };
@@ -92,6 +94,22 @@ impl Engine {
     /// [`EngineError::NoSuchEnvironment`], [`EngineError::InvalidRevision`], [`EngineError::NoRevision`],
     /// [`EngineError::QueueFull`], [`EngineError::Empty`], [`EngineError::TooLong`].
     pub async fn deploy(&self, request: DeployRequest) -> Result<Accepted, EngineError> {
+        self.deploy_with(request, |new, at| self.shared.store.enqueue(new, at)).await
+    }
+
+    /// The same, and `enqueue` is asked instead of the store's own method: a store that can enqueue within a transaction of
+    /// the host so does it with what the engine has checked. The answer holds if that transaction commits.
+    ///
+    /// # Errors
+    /// Those of [`deploy`](Self::deploy).
+    pub async fn deploy_with<F>(
+        &self,
+        request: DeployRequest,
+        enqueue: impl FnOnce(NewDeployment, DateTime<Utc>) -> F + Send,
+    ) -> Result<Accepted, EngineError>
+    where
+        F: Future<Output = StoreResult<Enqueued>> + Send,
+    {
         let record = self.environment(&request.environment).await?;
         let environment = &record.environment;
         if let Some(accepted) = self.accepted_before(environment.name(), request.key.as_deref()).await? {
@@ -110,7 +128,7 @@ impl Engine {
         revision.check()?;
         let DeployRequest { trigger, actor, key, .. } = request;
         let request = Request { trigger, actor, goal: Goal::Deploy(revision), key };
-        self.enqueue(environment.name().clone(), request).await
+        self.enqueue_with(environment.name().clone(), request, enqueue).await
     }
 
     /// Tells of a push: every environment that maps the branch of this repository, and deploys pushes by itself,
@@ -210,13 +228,24 @@ impl Engine {
         environment: EnvironmentName,
         request: Request,
     ) -> Result<Accepted, EngineError> {
+        self.enqueue_with(environment, request, |new, at| self.shared.store.enqueue(new, at)).await
+    }
+
+    async fn enqueue_with<F>(
+        &self,
+        environment: EnvironmentName,
+        request: Request,
+        enqueue: impl FnOnce(NewDeployment, DateTime<Utc>) -> F + Send,
+    ) -> Result<Accepted, EngineError>
+    where
+        F: Future<Output = StoreResult<Enqueued>> + Send,
+    {
         let mut request = request;
         request.actor = checked("actor", request.actor)?;
         request.key = request.key.map(|key| checked_key("idempotency key", key)).transpose()?;
         let id = DeploymentId::fresh(&*self.shared.executor);
         let new = NewDeployment { id, environment: environment.clone(), request };
-        let enqueued = self.shared.store.enqueue(new, self.shared.executor.utc());
-        let answer = self.shared.in_time(enqueued).await?;
+        let answer = self.shared.in_time(enqueue(new, self.shared.executor.utc())).await?;
         self.shared.tell_of_work();
         match answer {
             Enqueued::Accepted { deployment, superseded } => {

@@ -12,6 +12,9 @@ use crate::tools;
 /// How many random schedules CI runs.
 const SEEDS: &str = "100000";
 
+/// Runs a command with a private PostgreSQL cluster that all tests share, and that is gone with it.
+const WITH_POSTGRES: &str = "run --quiet -p ocore-test-postgres --bin shared-postgres --";
+
 /// One command, with a name for the headlines.
 pub(crate) struct Step {
     name: &'static str,
@@ -83,9 +86,9 @@ pub(crate) fn test() -> Result<(), String> {
 
 fn all(has_nextest: bool) -> Vec<Step> {
     let tests = if has_nextest {
-        Step::new("tests", "nextest run --workspace --all-features")
+        Step::new("tests", &format!("{WITH_POSTGRES} cargo nextest run --workspace --all-features"))
     } else {
-        Step::new("tests", "test --workspace --all-features --tests")
+        Step::new("tests", &format!("{WITH_POSTGRES} cargo test --workspace --all-features --tests"))
     };
     vec![
         Step::new("format", "fmt --all --check"),
@@ -129,8 +132,11 @@ mod tests {
     fn tests_run_with_and_without_nextest() {
         let lines = |has_nextest| all(has_nextest).iter().map(Step::command_line).collect::<Vec<_>>();
         let examples = "cargo build --workspace --all-features --examples";
-        assert_eq!(lines(true)[3..5], [examples, "cargo nextest run --workspace --all-features"]);
-        assert_eq!(lines(false)[3..5], [examples, "cargo test --workspace --all-features --tests"]);
+        assert_eq!(lines(true)[3], examples);
+        assert!(lines(true)[4].ends_with("shared-postgres -- cargo nextest run --workspace --all-features"));
+        assert!(
+            lines(false)[4].ends_with("shared-postgres -- cargo test --workspace --all-features --tests")
+        );
     }
 
     #[test]

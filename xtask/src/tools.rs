@@ -10,7 +10,7 @@ struct Tool {
     install: &'static str,
 }
 
-const TOOLS: [Tool; 8] = [
+const TOOLS: [Tool; 9] = [
     Tool {
         program: "cc",
         arguments: "--version",
@@ -51,6 +51,12 @@ const TOOLS: [Tool; 8] = [
         install: "install util-linux: `apt-get install util-linux`, `dnf install util-linux-core`",
     },
     Tool {
+        program: "setpriv",
+        arguments: "--pdeathsig keep true",
+        needed_for: "the database servers of the tests, which end with them",
+        install: "install util-linux: `apt-get install util-linux`, `dnf install util-linux`",
+    },
+    Tool {
         program: "rustfmt",
         arguments: "--version",
         needed_for: "the format check",
@@ -69,7 +75,37 @@ const TOOLS: [Tool; 8] = [
 /// # Errors
 /// Every missing program at once, with what to do.
 pub(crate) fn check() -> Result<(), String> {
-    missing(&TOOLS)
+    missing(&TOOLS)?;
+    postgres()
+}
+
+/// PostgreSQL's server: where it is not there, Debian's package is installed, without a cluster of its own.
+fn postgres() -> Result<(), String> {
+    let Err(missing) = ocore_test_postgres::find("postgres") else { return Ok(()) };
+    if !is_root() || !answers("apt-get", "--version") {
+        return Err(format!("this machine lacks something:\n  {missing}"));
+    }
+    eprintln!("━━ PostgreSQL is not installed: installing Debian's package");
+    let commands = [
+        "apt-get update",
+        "apt-get install --yes --no-install-recommends postgresql-common",
+        "sed -i s/^#*create_main_cluster.*/create_main_cluster=false/ /etc/postgresql-common/createcluster.conf",
+        "apt-get install --yes --no-install-recommends postgresql",
+    ];
+    for command in commands {
+        let mut words = command.split(' ');
+        let program = words.next().unwrap_or_default();
+        let status = Command::new(program).args(words).env("DEBIAN_FRONTEND", "noninteractive").status();
+        if !status.is_ok_and(|status| status.success()) {
+            return Err(format!("`{command}` failed; {missing}"));
+        }
+    }
+    ocore_test_postgres::find("postgres").map(drop).map_err(|missing| missing.to_string())
+}
+
+fn is_root() -> bool {
+    let user = Command::new("id").arg("-u").output();
+    user.is_ok_and(|user| user.stdout == b"0\n")
 }
 
 fn missing(tools: &[Tool]) -> Result<(), String> {

@@ -66,7 +66,7 @@ const AMBIENT: [&str; 10] = [
 ];
 
 /// What the core must never be built with, however far down.
-const NOT_IN_CORE: [&str; 12] = [
+const NOT_IN_CORE: [&str; 13] = [
     "bollard",
     "clap",
     "git2",
@@ -75,6 +75,7 @@ const NOT_IN_CORE: [&str; 12] = [
     "libsqlite3-sys",
     "ocore-git",
     "ocore-local",
+    "ocore-postgres",
     "rusqlite",
     "sqlx",
     "sqlx-core",
@@ -146,16 +147,20 @@ fn the_core_is_built_without_adapters_and_what_they_need() {
     none(
         core.dev_dependencies
             .iter()
-            .filter(|name| name.starts_with("ocore-") && *name != "ocore-core")
+            .filter(|name| name.starts_with("ocore-") && *name != "ocore-core" && *name != SERVERS)
             .cloned(),
         "not in the core's tests",
     );
 }
 
+/// Starts database servers for tests; every test may use it.
+const SERVERS: &str = "ocore-test-postgres";
+
 /// The members that another may be built with.
 fn allowed(member: &Member, all: &BTreeSet<String>) -> BTreeSet<String> {
     match member.name.as_str() {
-        "ocore-core" | "xtask" => BTreeSet::new(),
+        "ocore-core" | SERVERS => BTreeSet::new(),
+        "xtask" => BTreeSet::from([SERVERS.to_owned()]),
         "ocore-examples" | "ocore-benches" | "ocore-tests" | "ocore-kill-tests" => all.clone(),
         // Every other member is an adapter.
         _ => BTreeSet::from(["ocore-core".to_owned()]),
@@ -170,7 +175,7 @@ fn adapters_know_the_core_and_nothing_else_of_ocore() {
         let mut allowed = allowed(member, &all);
         let others = |names: &BTreeSet<String>| names.intersection(&all).cloned().collect::<BTreeSet<_>>();
         none(others(&member.dependencies).difference(&allowed).cloned(), &member.name);
-        allowed.insert(member.name.clone());
+        allowed.extend([member.name.clone(), SERVERS.to_owned()]);
         none(
             others(&member.dev_dependencies).difference(&allowed).cloned(),
             &format!("tests of {}", member.name),

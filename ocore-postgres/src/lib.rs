@@ -1,0 +1,3 @@
+//! PostgreSQL for ocore: the [`store`] for many machines.
+
+pub mod store;

@@ -1,0 +1,92 @@
+//! The store on a real server, with a clock that is moved by hand.
+
+mod model;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use ocore_core::{port::Store, testing::laws::store::Fixture};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+
+use super::PostgresStore;
+
+/// A schema of its own, whose clock stands still until it is moved.
+pub(super) struct InSchema {
+    schema: String,
+    prepared: bool,
+}
+
+impl InSchema {
+    pub(super) async fn new() -> Self {
+        Self::with(true).await
+    }
+
+    pub(super) async fn with(prepared: bool) -> Self {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let schema = format!("test {} {number}", std::process::id());
+        let made = Self { schema, prepared };
+        made.builder().migrate().await.expect("the schema can be made");
+        made.run(
+            "CREATE TABLE ocore.clock AS SELECT timestamptz '2000-01-01' AS now;
+             CREATE OR REPLACE FUNCTION ocore.now() RETURNS timestamptz LANGUAGE sql VOLATILE
+             AS 'SELECT now FROM ocore.clock';
+             CREATE OR REPLACE FUNCTION ocore.fence_min() RETURNS bigint LANGUAGE sql VOLATILE AS 'SELECT 0::bigint'",
+        )
+        .await;
+        made
+    }
+
+    fn builder(&self) -> super::Builder {
+        let options = ocore_test_postgres::shared_url("postgres").parse().unwrap();
+        let builder = PostgresStore::builder(options).schema(&self.schema).connections_max(4);
+        let builder = builder.connect_timeout(Duration::from_secs(60));
+        if self.prepared { builder } else { builder.behind_pooler() }
+    }
+
+    pub(super) async fn open(&self) -> PostgresStore {
+        self.builder().open().await.unwrap()
+    }
+
+    /// Statements, written for a schema named `ocore`.
+    pub(super) async fn run(&self, statements: &str) {
+        let text = statements.replace("ocore.", &format!("\"{}\".", self.schema));
+        let mut db = PgConnection::connect(&ocore_test_postgres::shared_url("postgres")).await.unwrap();
+        sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut db).await.unwrap();
+        db.close().await.unwrap();
+    }
+}
+
+#[async_trait]
+impl Fixture for InSchema {
+    async fn client(&self) -> Arc<dyn Store> {
+        Arc::new(self.open().await)
+    }
+
+    async fn pass(&self, duration: Duration) {
+        let micros = duration.as_micros();
+        self.run(&format!("UPDATE ocore.clock SET now = now + {micros} * interval '1 microsecond'")).await;
+    }
+
+    fn unit(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+}
+
+mod laws {
+    use super::InSchema;
+
+    ocore_core::store_laws!(InSchema::new().await);
+}
+
+mod laws_behind_a_pooler {
+    use super::InSchema;
+
+    ocore_core::store_laws!(InSchema::with(false).await);
+}

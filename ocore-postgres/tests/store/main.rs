@@ -1,0 +1,7 @@
+//! The store on a real server, as its users have it.
+
+mod connections;
+mod crowd;
+mod place;
+mod requests;
+mod schema;

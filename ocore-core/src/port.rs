@@ -29,7 +29,7 @@ pub use self::{
     store::{
         Acknowledged, Beat, CancelAnswer, Claim, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
         EnvironmentStore, Filter, Finish, Held, HistoryStore, LaneQueue, LogLimit, LogStore, Next, Occupied,
-        Page, QueueStore, Saved, SnapshotRecord, SnapshotState, SnapshotStore, Store, StoreError,
-        StoreErrorKind, StoreResult, Worker,
+        Page, QueueStore, Saved, SnapshotPin, SnapshotRecord, SnapshotState, SnapshotStore, Store,
+        StoreError, StoreErrorKind, StoreResult, Worker,
     },
 };

@@ -29,7 +29,7 @@ use ocore_core::{
     port::{
         Acknowledged, Beat, CancelAnswer, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
         EnvironmentStore, Filter, HistoryStore, LaneQueue, LogLimit, LogStore, Page, QueueStore, Saved,
-        SnapshotRecord, SnapshotStore, StoreResult, Worker,
+        SnapshotPin, SnapshotRecord, SnapshotStore, StoreResult, Worker,
     },
     request::NewDeployment,
 };
@@ -254,11 +254,12 @@ impl SnapshotStore for SqliteStore {
         &self,
         environment: &EnvironmentName,
         references: &[String],
+        at: DateTime<Utc>,
     ) -> StoreResult<Vec<String>> {
         let (name, references) = (environment.clone(), references.to_vec());
         self.database
             .write_silently("retire the snapshots", move |db, _| {
-                Box::pin(snapshots::retire(db, name, references))
+                Box::pin(snapshots::retire(db, name, references, at))
             })
             .await
     }
@@ -272,6 +273,19 @@ impl SnapshotStore for SqliteStore {
         self.database
             .write_silently("forget the snapshots", move |db, _| {
                 Box::pin(snapshots::forget(db, name, references))
+            })
+            .await
+    }
+    async fn pin_snapshots(
+        &self,
+        environment: &EnvironmentName,
+        deployment: DeploymentId,
+        pin: &SnapshotPin,
+    ) -> StoreResult<bool> {
+        let (name, pin) = (environment.clone(), pin.clone());
+        self.database
+            .write_silently("pin the snapshots", move |db, _| {
+                Box::pin(snapshots::pin(db, name, deployment, pin))
             })
             .await
     }

@@ -32,7 +32,7 @@ use ocore_core::{
     port::{
         Acknowledged, Beat, CancelAnswer, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
         EnvironmentStore, Filter, HistoryStore, LaneQueue, LogLimit, LogStore, Page, QueueStore, Saved,
-        SnapshotRecord, SnapshotStore, StoreError, StoreErrorKind, StoreResult, Worker,
+        SnapshotPin, SnapshotRecord, SnapshotStore, StoreError, StoreErrorKind, StoreResult, Worker,
     },
     request::NewDeployment,
 };
@@ -412,11 +412,12 @@ impl SnapshotStore for PostgresStore {
         &self,
         environment: &EnvironmentName,
         references: &[String],
+        at: DateTime<Utc>,
     ) -> StoreResult<Vec<String>> {
         let (name, references) = (environment.clone(), references.to_vec());
         self.database
             .transact("retire the snapshots", move |db, sql| {
-                Box::pin(snapshots::retire(db, sql, name.clone(), references.clone()))
+                Box::pin(snapshots::retire(db, sql, name.clone(), references.clone(), at))
             })
             .await
     }
@@ -430,6 +431,20 @@ impl SnapshotStore for PostgresStore {
         self.database
             .call("forget the snapshots", move |db, sql| {
                 Box::pin(snapshots::forget(db, sql, name.clone(), references.clone()))
+            })
+            .await
+    }
+
+    async fn pin_snapshots(
+        &self,
+        environment: &EnvironmentName,
+        deployment: DeploymentId,
+        pin: &SnapshotPin,
+    ) -> StoreResult<bool> {
+        let (name, pin) = (environment.clone(), pin.clone());
+        self.database
+            .transact("pin the snapshots", move |db, sql| {
+                Box::pin(snapshots::pin(db, sql, name.clone(), deployment, pin.clone()))
             })
             .await
     }

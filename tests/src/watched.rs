@@ -12,7 +12,7 @@ use ocore_core::{
     port::{
         Acknowledged, Beat, CancelAnswer, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
         EnvironmentStore, Filter, HistoryStore, LaneQueue, LogLimit, LogStore, Page, QueueStore, Saved,
-        SnapshotRecord, SnapshotStore, StoreResult, Worker,
+        SnapshotPin, SnapshotRecord, SnapshotStore, StoreResult, Worker,
     },
     request::NewDeployment,
     testing::memory::MemoryStore,
@@ -174,8 +174,9 @@ impl SnapshotStore for Watched {
         &self,
         environment: &EnvironmentName,
         references: &[String],
+        at: DateTime<Utc>,
     ) -> StoreResult<Vec<String>> {
-        self.store.retire_snapshots(environment, references).await
+        self.store.retire_snapshots(environment, references, at).await
     }
 
     async fn forget_snapshots(
@@ -184,5 +185,14 @@ impl SnapshotStore for Watched {
         references: &[String],
     ) -> StoreResult<()> {
         self.store.forget_snapshots(environment, references).await
+    }
+
+    async fn pin_snapshots(
+        &self,
+        environment: &EnvironmentName,
+        deployment: DeploymentId,
+        pin: &SnapshotPin,
+    ) -> StoreResult<bool> {
+        self.store.pin_snapshots(environment, deployment, pin).await
     }
 }

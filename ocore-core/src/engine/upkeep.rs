@@ -127,14 +127,15 @@ impl Upkeep {
         let store = &self.shared.store;
         let name = self.record.environment.name();
         let policy = self.record.environment.policy();
-        let live = self.record.live.as_ref().map(|live| live.deployment);
+        let (live, now) =
+            (self.record.live.as_ref().map(|live| live.deployment), self.shared.clock.at_most());
         let needed: BTreeSet<_> = self.record.active.into_iter().chain(self.record.attention).collect();
-        let unwanted = policy.retention.unwanted(snapshots, live, &needed, self.shared.clock.at_most());
+        let unwanted = policy.retention.unwanted(snapshots, live, &needed, now);
         if unwanted.is_empty() {
             return Ok(());
         }
         // The store has the last word: it knows of a rollback that was asked for meanwhile.
-        let retired = self.read(store.retire_snapshots(name, &unwanted)).await?;
+        let retired = self.read(store.retire_snapshots(name, &unwanted, now)).await?;
         let (mut removed, mut outcome) = (Vec::new(), Ok(()));
         for snapshot in snapshots.iter().filter(|it| retired.contains(&it.snapshot.reference)) {
             match self.remove_snapshot(snapshot).await {

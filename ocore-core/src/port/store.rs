@@ -2,7 +2,8 @@
 //!
 //! Every method is one transaction. **Dropping a call's future must not break it in two**: the call happens wholly
 //! or not at all, and leaves no connection in a transaction. A store's own clock decides about leases and waits;
-//! durations are handed over, moments are not.
+//! durations are handed over, moments are not. (When a pin ends is a person's word, in the time of the wall clock: it is
+//! compared with the moment that the caller hands over.)
 //!
 //! *Laws*: `store_laws!` in the `testing` feature.
 
@@ -22,7 +23,7 @@ pub use self::{
         Beat, CancelAnswer, Claim, Claimed, Commit, Committed, Enqueued, Finish, Held, LaneQueue, Next,
         QueueStore, Worker,
     },
-    snapshots::{SnapshotRecord, SnapshotState, SnapshotStore},
+    snapshots::{SnapshotPin, SnapshotRecord, SnapshotState, SnapshotStore},
 };
 
 /// A whole store: all of its groups.

@@ -49,7 +49,7 @@ use crate::{
     port::{
         Acknowledged, Beat, CancelAnswer, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
         EnvironmentStore, Filter, HistoryStore, LaneQueue, LogLimit, LogStore, Page, QueueStore, Saved,
-        SnapshotRecord, SnapshotStore, StoreError, StoreErrorKind, StoreResult, Worker,
+        SnapshotPin, SnapshotRecord, SnapshotStore, StoreError, StoreErrorKind, StoreResult, Worker,
     },
     request::NewDeployment,
 };
@@ -282,8 +282,9 @@ impl SnapshotStore for MemoryStore {
         &self,
         environment: &EnvironmentName,
         references: &[String],
+        at: DateTime<Utc>,
     ) -> StoreResult<Vec<String>> {
-        Ok(self.state().retire_snapshots(environment, references))
+        Ok(self.state().retire_snapshots(environment, references, at))
     }
 
     async fn forget_snapshots(
@@ -293,5 +294,14 @@ impl SnapshotStore for MemoryStore {
     ) -> StoreResult<()> {
         self.state().forget_snapshots(environment, references);
         Ok(())
+    }
+
+    async fn pin_snapshots(
+        &self,
+        environment: &EnvironmentName,
+        deployment: DeploymentId,
+        pin: &SnapshotPin,
+    ) -> StoreResult<bool> {
+        Ok(self.state().pin_snapshots(environment, deployment, pin))
     }
 }

@@ -42,8 +42,8 @@ use crate::{
     port::{
         Acknowledged, Beat, Builder, CancelAnswer, Check, Checkout, Claimed, Commit, Committed, Context,
         Enqueued, EnvironmentRecord, EnvironmentStore, Filter, HealthProbe, HistoryStore, LaneQueue,
-        Leftovers, LogLimit, LogStore, Observation, Page, QueueStore, Result, Runtime, Saved, SnapshotRecord,
-        SnapshotStore, Snapshotter, Source, StoreResult, Worker,
+        Leftovers, LogLimit, LogStore, Observation, Page, QueueStore, Result, Runtime, Saved, SnapshotPin,
+        SnapshotRecord, SnapshotStore, Snapshotter, Source, StoreResult, Worker,
     },
     release::{self, Image, LiveInstance, Release, Snapshot, Started},
     request::{NewDeployment, Revision},
@@ -208,11 +208,18 @@ mock! {
             &self,
             environment: &EnvironmentName,
             references: &[String],
+            at: DateTime<Utc>,
         ) -> StoreResult<Vec<String>>;
         async fn forget_snapshots(
             &self,
             environment: &EnvironmentName,
             references: &[String],
         ) -> StoreResult<()>;
+        async fn pin_snapshots(
+            &self,
+            environment: &EnvironmentName,
+            deployment: DeploymentId,
+            pin: &SnapshotPin,
+        ) -> StoreResult<bool>;
     }
 }

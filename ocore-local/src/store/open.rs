@@ -23,11 +23,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const APPLICATION_ID: i64 = 1_868_787_570;
 
 /// The migrations, in order: each one's script ends by setting `user_version` to its number.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../migrations/0001_begin.sql"),
     include_str!("../../migrations/0002_envelopes.sql"),
     include_str!("../../migrations/0003_pauses.sql"),
     include_str!("../../migrations/0004_acknowledged.sql"),
+    include_str!("../../migrations/0005_pins.sql"),
 ];
 
 /// What survives a power failure.

@@ -21,11 +21,18 @@ pub struct Migration {
 
 /// Every step, for hosts that run migrations with a tool of their own. Such a tool creates the schema, runs the steps in order
 /// and each once, and writes the version into the table `ocore.schema_version (version integer)`, as its only row.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    up: include_str!("../../migrations/0001_begin.up.sql"),
-    down: include_str!("../../migrations/0001_begin.down.sql"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        up: include_str!("../../migrations/0001_begin.up.sql"),
+        down: include_str!("../../migrations/0001_begin.down.sql"),
+    },
+    Migration {
+        version: 2,
+        up: include_str!("../../migrations/0002_pins.up.sql"),
+        down: include_str!("../../migrations/0002_pins.down.sql"),
+    },
+];
 
 fn newest() -> u32 {
     MIGRATIONS.last().map_or(0, |last| last.version)

@@ -11,7 +11,7 @@ use crate::{
     port::{
         Acknowledged, Beat, CancelAnswer, Claimed, Commit, Committed, Enqueued, EnvironmentRecord,
         EnvironmentStore, Filter, HistoryStore, LaneQueue, LogLimit, LogStore, Page, QueueStore, Saved,
-        SnapshotRecord, SnapshotStore, StoreError, StoreErrorKind, StoreResult, Worker,
+        SnapshotPin, SnapshotRecord, SnapshotStore, StoreError, StoreErrorKind, StoreResult, Worker,
     },
     request::NewDeployment,
 };
@@ -160,10 +160,32 @@ impl<T: LogStore> LogStore for Faulty<T> {
 faulty! {
     impl SnapshotStore as "store" {
         fn snapshots(&self, environment: &EnvironmentName) -> StoreResult<Vec<SnapshotRecord>>;
-        fn retire_snapshots(&self, environment: &EnvironmentName, references: &[String]) -> StoreResult<Vec<String>>;
         fn forget_snapshots(&self, environment: &EnvironmentName, references: &[String]) -> StoreResult<()>;
     }
 
+    async fn retire_snapshots(
+        &self,
+        environment: &EnvironmentName,
+        references: &[String],
+        at: DateTime<Utc>,
+    ) -> StoreResult<Vec<String>> {
+        let (inner, name, own) = (self.inner.clone(), environment.clone(), references.to_vec());
+        let late = boxed(move || async move { inner.retire_snapshots(&name, &own, at).await });
+        let effect = self.inner.retire_snapshots(environment, references, at);
+        self.faults.run(self.caller, call("retire_snapshots"), effect, late).await
+    }
+
+    async fn pin_snapshots(
+        &self,
+        environment: &EnvironmentName,
+        deployment: DeploymentId,
+        pin: &SnapshotPin,
+    ) -> StoreResult<bool> {
+        let (inner, name, own) = (self.inner.clone(), environment.clone(), pin.clone());
+        let late = boxed(move || async move { inner.pin_snapshots(&name, deployment, &own).await });
+        let effect = self.inner.pin_snapshots(environment, deployment, pin);
+        self.faults.run(self.caller, call("pin_snapshots"), effect, late).await
+    }
 }
 
 const fn call(method: &'static str) -> Call {

@@ -101,5 +101,7 @@ declare_laws!($
         snapshots_are_kept_until_they_are_retired,
         the_snapshot_of_an_unfinished_deployment_is_not_retired,
         no_snapshot_is_retired_while_one_may_be_needed,
+        a_pin_is_the_deployments,
+        what_is_pinned_is_not_retired,
     ]
 );

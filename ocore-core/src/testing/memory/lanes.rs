@@ -10,7 +10,7 @@ use crate::{
     environment::Environment,
     id::{DeploymentId, Fence, Seq, WorkerId},
     name::{EnvironmentName, PoolName},
-    port::{LaneQueue, SnapshotRecord, Worker},
+    port::{LaneQueue, SnapshotPin, SnapshotRecord, Worker},
     release::Live,
 };
 
@@ -41,6 +41,7 @@ pub(super) struct Lane {
     pub(super) history: Vec<DeploymentId>,
     pub(super) keys: HashMap<String, DeploymentId>,
     pub(super) snapshots: BTreeMap<String, SnapshotRecord>,
+    pub(super) pins: BTreeMap<DeploymentId, SnapshotPin>,
     place: Place,
 }
 
@@ -125,6 +126,7 @@ impl Lanes {
             history: Vec::new(),
             keys: HashMap::new(),
             snapshots: BTreeMap::new(),
+            pins: BTreeMap::new(),
             place: Place::Nowhere,
         };
         self.by_name.insert(name, lane);

@@ -20,7 +20,7 @@ use crate::{
     name::EnvironmentName,
     port::{
         Acknowledged, Claim, Committed, EnvironmentRecord, EnvironmentStore, Filter, HistoryStore, LogLimit,
-        LogStore, Page, Saved, SnapshotRecord, SnapshotStore, Store, StoreResult,
+        LogStore, Page, Saved, SnapshotPin, SnapshotRecord, SnapshotStore, Store, StoreResult,
     },
     testing::{
         clock::ManualClock,
@@ -88,6 +88,8 @@ enum Wrong {
     ForgottenAtOnce,
     ActiveRetired,
     NeededRetired,
+    PinOfOneSnapshot,
+    PinnedRetired,
 }
 
 #[derive(Clone)]
@@ -282,13 +284,18 @@ impl LogStore for Mutant {
 #[async_trait]
 impl SnapshotStore for Mutant {
     async fn snapshots(&self, environment: &EnvironmentName) -> StoreResult<Vec<SnapshotRecord>> {
-        self.store.snapshots(environment).await
+        let mut snapshots = self.store.snapshots(environment).await?;
+        if self.is(Wrong::PinOfOneSnapshot) {
+            snapshots.iter_mut().skip(1).for_each(|it| it.pin = None);
+        }
+        Ok(snapshots)
     }
 
     async fn retire_snapshots(
         &self,
         environment: &EnvironmentName,
         references: &[String],
+        at: DateTime<Utc>,
     ) -> StoreResult<Vec<String>> {
         if self.is(Wrong::NeededRetired) {
             return Ok(references.to_vec());
@@ -297,7 +304,10 @@ impl SnapshotStore for Mutant {
         if self.is(Wrong::ActiveRetired) {
             self.change(environment, |lane| lane.queue.active = None);
         }
-        let retired = self.store.retire_snapshots(environment, references).await;
+        if self.is(Wrong::PinnedRetired) {
+            self.change(environment, |lane| lane.pins.clear());
+        }
+        let retired = self.store.retire_snapshots(environment, references, at).await;
         self.change(environment, |lane| lane.queue.active = active);
         retired
     }
@@ -311,6 +321,15 @@ impl SnapshotStore for Mutant {
             self.change(environment, |lane| lane.snapshots.retain(|it, _| !references.contains(it)));
         }
         self.store.forget_snapshots(environment, references).await
+    }
+
+    async fn pin_snapshots(
+        &self,
+        environment: &EnvironmentName,
+        deployment: DeploymentId,
+        pin: &SnapshotPin,
+    ) -> StoreResult<bool> {
+        self.store.pin_snapshots(environment, deployment, pin).await
     }
 }
 
@@ -394,6 +413,8 @@ each_law_is_seen_to_fail! {
     snapshots_are_kept_until_they_are_retired: ForgottenAtOnce,
     the_snapshot_of_an_unfinished_deployment_is_not_retired: ActiveRetired,
     no_snapshot_is_retired_while_one_may_be_needed: NeededRetired,
+    a_pin_is_the_deployments: PinOfOneSnapshot,
+    what_is_pinned_is_not_retired: PinnedRetired,
 }
 
 #[test]

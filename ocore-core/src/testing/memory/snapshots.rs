@@ -1,16 +1,23 @@
 //! The snapshots that exist.
 
+use chrono::{DateTime, Utc};
+
 use super::State;
 use crate::{
+    id::DeploymentId,
     name::EnvironmentName,
-    port::{SnapshotRecord, SnapshotState},
+    port::{SnapshotPin, SnapshotRecord, SnapshotState},
     queue,
 };
 
 impl State {
     pub(super) fn snapshots(&self, environment: &EnvironmentName) -> Vec<SnapshotRecord> {
         let Some(lane) = self.lanes.find(environment) else { return Vec::new() };
-        let mut snapshots: Vec<SnapshotRecord> = lane.snapshots.values().cloned().collect();
+        let pinned = |it: &SnapshotRecord| SnapshotRecord {
+            pin: lane.pins.get(&it.deployment).cloned(),
+            ..it.clone()
+        };
+        let mut snapshots: Vec<SnapshotRecord> = lane.snapshots.values().map(pinned).collect();
         snapshots.sort_by_key(|snapshot| {
             let record = self.records.get(&snapshot.deployment);
             record.map(|record| record.deployment.kept_by_store.seq)
@@ -22,6 +29,7 @@ impl State {
         &mut self,
         environment: &EnvironmentName,
         references: &[String],
+        at: DateTime<Utc>,
     ) -> Vec<String> {
         let Some(lane) = self.lanes.find(environment) else { return Vec::new() };
         let unfinished = lane.queue.waiting.iter().map(|(id, _)| id).chain(&lane.queue.active);
@@ -36,6 +44,7 @@ impl State {
             for reference in references {
                 if let Some(snapshot) = lane.snapshots.get_mut(reference)
                     && active != Some(snapshot.deployment)
+                    && !lane.pins.get(&snapshot.deployment).is_some_and(|pin| pin.holds(at))
                 {
                     snapshot.state = SnapshotState::Retired;
                     retired.push(reference.clone());
@@ -53,6 +62,30 @@ impl State {
                     lane.snapshots.remove(reference);
                 }
             }
+            let snapshots = &lane.snapshots;
+            lane.pins.retain(|id, _| snapshots.values().any(|it| it.deployment == *id));
         });
+    }
+
+    pub(super) fn pin_snapshots(
+        &mut self,
+        environment: &EnvironmentName,
+        deployment: DeploymentId,
+        pin: &SnapshotPin,
+    ) -> bool {
+        let pin = |lane: &mut super::lanes::Lane| {
+            let mut states = lane
+                .snapshots
+                .values()
+                .filter(|it| it.deployment == deployment)
+                .map(|it| it.state)
+                .peekable();
+            let can = states.peek().is_some() && states.all(|state| state == SnapshotState::Kept);
+            if can {
+                lane.pins.insert(deployment, pin.clone());
+            }
+            can
+        };
+        self.lanes.change(environment, pin).unwrap_or(false)
     }
 }

@@ -13,7 +13,7 @@ use ocore_core::{
     name::PoolName,
     port::{
         Beat, Claimed, EnvironmentStore, Filter, HistoryStore, LogLimit, LogStore, QueueStore, Saved,
-        SnapshotStore, StoreError, StoreErrorKind, Worker,
+        SnapshotPin, SnapshotStore, StoreError, StoreErrorKind, Worker,
     },
     request::{Goal, NewDeployment, RollbackMode, Trigger},
     stored,
@@ -79,7 +79,14 @@ fn calls() -> Vec<Call> {
             Box::pin(async move { store.acknowledge(&name("a"), id, "eve", lab::at(9)).await.map(drop) })
         }),
         ("retire snapshots", |store, _| {
-            Box::pin(async move { store.retire_snapshots(&name("a"), &["x".to_owned()]).await.map(drop) })
+            Box::pin(async move {
+                store.retire_snapshots(&name("a"), &["x".to_owned()], lab::at(0)).await.map(drop)
+            })
+        }),
+        ("pin snapshots", |store, n| {
+            let (id, pin) =
+                (DeploymentId::from_u128(u128::from(n)), SnapshotPin::new("ada", "why", lab::at(0)));
+            Box::pin(async move { store.pin_snapshots(&name("a"), id, &pin).await.map(drop) })
         }),
         ("snapshots", |store, _| Box::pin(async move { store.snapshots(&name("a")).await.map(drop) })),
         ("lane", |store, _| Box::pin(async move { store.lane(&name("a")).await.map(drop) })),

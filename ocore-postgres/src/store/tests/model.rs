@@ -8,8 +8,8 @@ use ocore_core::{
     id::{DeploymentId, EventSeq, WorkerId},
     name::{EnvironmentName, InstanceName, PoolName},
     port::{
-        Beat, Claim, Claimed, Commit, Committed, Filter, Finish, LogLimit, Next, SnapshotRecord, Store,
-        StoreResult, Worker,
+        Beat, Claim, Claimed, Commit, Committed, Filter, Finish, LogLimit, Next, SnapshotPin, SnapshotRecord,
+        Store, StoreResult, Worker,
     },
     release::Snapshot,
     request::Trigger,
@@ -42,8 +42,9 @@ enum Call {
     Retire { worker: usize },
     Pause { lane: usize, paused: bool },
     Acknowledge { lane: usize },
-    RetireSnapshots { lane: usize },
+    RetireSnapshots { lane: usize, at: i64 },
     ForgetSnapshots { lane: usize },
+    PinSnapshots { lane: usize, deployment: usize, ends: Option<i64>, unpin: bool },
     Pass { seconds: u64 },
 }
 
@@ -65,8 +66,11 @@ fn call() -> impl Strategy<Value = Call> {
         1 => (0..WORKERS).prop_map(|worker| Call::Retire { worker }),
         1 => (lane(), any::<bool>()).prop_map(|(lane, paused)| Call::Pause { lane, paused }),
         1 => lane().prop_map(|lane| Call::Acknowledge { lane }),
-        1 => lane().prop_map(|lane| Call::RetireSnapshots { lane }),
+        1 => (lane(), 0..4i64).prop_map(|(lane, at)| Call::RetireSnapshots { lane, at }),
         1 => lane().prop_map(|lane| Call::ForgetSnapshots { lane }),
+        2 => (lane(), one(), prop::option::of(0..4i64), any::<bool>()).prop_map(
+            |(lane, deployment, ends, unpin)| Call::PinSnapshots { lane, deployment, ends, unpin }
+        ),
         3 => (0..6u64).prop_map(|seconds| Call::Pass { seconds }),
     ]
 }
@@ -313,25 +317,42 @@ impl Both {
                 let Some(stranded) = record.and_then(|record| record.attention) else { return };
                 self.same(async |store| store.acknowledge(&lane, stranded, "eve", lab::at(9)).await);
             }
-            Call::RetireSnapshots { lane } | Call::ForgetSnapshots { lane } => {
-                let forget = matches!(call, Call::ForgetSnapshots { .. });
-                self.snapshots(&lab::name(LANES[lane]), forget);
+            Call::RetireSnapshots { lane, at } => {
+                let lane = lab::name(LANES[lane]);
+                let some = self.some_snapshots(&lane);
+                self.same(async |store| {
+                    let mut retired = store.retire_snapshots(&lane, &some, lab::at(at)).await?;
+                    retired.sort();
+                    Ok(retired)
+                });
+            }
+            Call::ForgetSnapshots { lane } => {
+                let lane = lab::name(LANES[lane]);
+                let some = self.some_snapshots(&lane);
+                self.same(async |store| store.forget_snapshots(&lane, &some).await);
+            }
+            Call::PinSnapshots { lane, deployment, ends, unpin } => {
+                let lane = lab::name(LANES[lane]);
+                let all = self.same(async |store| store.snapshots(&lane).await);
+                let taken: Vec<_> = all.iter().map(|it| it.deployment).collect();
+                let Some(id) =
+                    pick(&taken, deployment).or_else(|| pick(&self.deployments, deployment)).copied()
+                else {
+                    return;
+                };
+                let mut pin = SnapshotPin::new("ada", "the books are closed", lab::at(0));
+                pin.until = ends.map(lab::at);
+                if unpin {
+                    pin = pin.unpinned("bob", lab::at(1) - SnapshotPin::GRACE);
+                }
+                self.same(async |store| store.pin_snapshots(&lane, id, &pin).await);
             }
         }
     }
 
-    fn snapshots(&mut self, lane: &EnvironmentName, forget: bool) {
+    fn some_snapshots(&mut self, lane: &EnvironmentName) -> Vec<String> {
         let all = self.same(async |store| store.snapshots(lane).await);
-        let some: Vec<String> = all.into_iter().step_by(2).map(|it| it.snapshot.reference).collect();
-        if forget {
-            self.same(async |store| store.forget_snapshots(lane, &some).await);
-        } else {
-            self.same(async |store| {
-                let mut retired = store.retire_snapshots(lane, &some).await?;
-                retired.sort();
-                Ok(retired)
-            });
-        }
+        all.into_iter().step_by(2).map(|it| it.snapshot.reference).collect()
     }
 
     /// Everything that can be seen is the same.

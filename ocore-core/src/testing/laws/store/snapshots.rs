@@ -5,12 +5,12 @@ use std::time::Duration;
 use super::{
     Fixture,
     commits::snapshot,
-    lab::{Lab, fail},
+    lab::{Lab, at, fail},
 };
 use crate::{
     id::DeploymentId,
     name::EnvironmentName,
-    port::{Finish, SnapshotRecord, SnapshotState, Worker},
+    port::{Finish, SnapshotPin, SnapshotRecord, SnapshotState, Worker},
     release::Window,
     request::{Goal, RollbackMode, Trigger},
 };
@@ -35,10 +35,28 @@ async fn snapshots<F: Fixture>(lab: &Lab<F>, lane: &EnvironmentName) -> Vec<Snap
 }
 
 async fn retire<F: Fixture>(lab: &Lab<F>, lane: &EnvironmentName, references: &[&str]) -> Vec<String> {
+    retire_at(lab, lane, references, 0).await
+}
+
+async fn retire_at<F: Fixture>(
+    lab: &Lab<F>,
+    lane: &EnvironmentName,
+    references: &[&str],
+    seconds: i64,
+) -> Vec<String> {
     let references: Vec<String> = references.iter().copied().map(str::to_owned).collect();
-    let mut retired = lab.store.retire_snapshots(lane, &references).await.expect("snapshots can be retired");
+    let retired = lab.store.retire_snapshots(lane, &references, at(seconds)).await;
+    let mut retired = retired.expect("snapshots can be retired");
     retired.sort();
     retired
+}
+
+async fn pin<F: Fixture>(lab: &Lab<F>, lane: &EnvironmentName, id: DeploymentId, pin: &SnapshotPin) -> bool {
+    lab.store.pin_snapshots(lane, id, pin).await.expect("snapshots can be pinned")
+}
+
+fn pins(snapshots: &[SnapshotRecord]) -> Vec<Option<&SnapshotPin>> {
+    snapshots.iter().map(|it| it.pin.as_ref()).collect()
 }
 
 /// Snapshots are listed by the age of their deployments, are recorded anew under the same reference, and are
@@ -116,7 +134,7 @@ pub async fn no_snapshot_is_retired_while_one_may_be_needed(fixture: impl Fixtur
     lab.finish(&worker, &claim).await;
     lab.manual(&lane).await;
     let stranded = lab.strand(&worker).await;
-    let acknowledged = lab.store.acknowledge(&lane, stranded, "eve", super::lab::at(9)).await;
+    let acknowledged = lab.store.acknowledge(&lane, stranded, "eve", at(9)).await;
     acknowledged.expect("it can be acknowledged");
     refused("nothing has become Running since something was acknowledged").await;
     lab.manual(&lane).await;
@@ -124,4 +142,53 @@ pub async fn no_snapshot_is_retired_while_one_may_be_needed(fixture: impl Fixtur
     lab.write(&fail(&worker, &claim, Finish { verdict: true, ..Finish::default() })).await;
     lab.manual(&lane).await;
     assert_eq!(retire(&lab, &lane, &["a"]).await, ["a"], "an ordinary deployment needs no old snapshot");
+}
+
+/// A pin is kept as it was given, by all snapshots of its deployment and by no other, in place of the one before; it
+/// survives that they are recorded anew, and one that is recorded later has it too. Where there is nothing to pin, or
+/// it is being removed, the answer says so.
+pub async fn a_pin_is_the_deployments(fixture: impl Fixture) {
+    let (lab, lane) = Lab::with_lane(fixture).await;
+    let other = lab.lane("b").await;
+    let worker = lab.worker().await;
+    let first = take(&lab, &lane, &worker, &["a", "b"]).await;
+    let second = take(&lab, &lane, &worker, &["c"]).await;
+    let bare = lab.manual(&lane).await;
+    let claim = lab.claim(&worker, &[]).await;
+    let ended = SnapshotPin::new("ada", "the books", at(1)).until(at(2));
+    let kept = SnapshotPin::new("bob", "the books are closed", at(3)).unpinned("eve", at(4));
+    assert!(pin(&lab, &lane, first, &ended).await);
+    assert_eq!(pins(&snapshots(&lab, &lane).await), [Some(&ended), Some(&ended), None]);
+    for _again in 0..2 {
+        assert!(pin(&lab, &lane, first, &kept).await);
+    }
+    let without = [pin(&lab, &lane, bare, &kept).await, pin(&lab, &other, first, &kept).await];
+    assert_eq!(without, [false; 2], "there is nothing to pin");
+    let mut commit = fail(&worker, &claim, Finish::default());
+    commit.snapshots = ["a", "d"].iter().map(|reference| snapshot(&lane, first, reference)).collect();
+    commit.snapshots[1].pin = Some(ended.clone());
+    lab.write(&commit).await;
+    let mut now = snapshots(&lab, &lane).await;
+    now.sort_by(|one, other| one.snapshot.reference.cmp(&other.snapshot.reference));
+    assert_eq!(pins(&now), [Some(&kept), Some(&kept), None, Some(&kept)]);
+    assert_eq!(retire(&lab, &lane, &["c"]).await, ["c"]);
+    assert!(!pin(&lab, &lane, second, &kept).await, "it is being removed");
+    assert_eq!(pins(&snapshots(&lab, &lane).await).iter().flatten().count(), 3);
+}
+
+/// While a pin holds, none of its deployment's snapshots is retired; from its end on they are as others are.
+pub async fn what_is_pinned_is_not_retired(fixture: impl Fixture) {
+    let (lab, lane) = Lab::with_lane(fixture).await;
+    let worker = lab.worker().await;
+    let first = take(&lab, &lane, &worker, &["a", "b"]).await;
+    let second = take(&lab, &lane, &worker, &["c"]).await;
+    take(&lab, &lane, &worker, &["d"]).await;
+    assert!(pin(&lab, &lane, first, &SnapshotPin::new("ada", "the books", at(0)).until(at(9))).await);
+    assert!(pin(&lab, &lane, second, &SnapshotPin::new("ada", "for ever", at(0))).await);
+    assert_eq!(retire_at(&lab, &lane, &["a", "c", "d"], 8).await, ["d"]);
+    assert_eq!(retire_at(&lab, &lane, &["a", "c"], 9).await, ["a"]);
+    let unpinned = SnapshotPin::new("ada", "for ever", at(0)).unpinned("bob", at(20) - SnapshotPin::GRACE);
+    assert!(pin(&lab, &lane, second, &unpinned).await);
+    assert_eq!(retire_at(&lab, &lane, &["c"], 19).await, Vec::<String>::new());
+    assert_eq!(retire_at(&lab, &lane, &["c"], 20).await, ["c"]);
 }

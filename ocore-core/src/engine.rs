@@ -8,6 +8,7 @@
 //! | `builder` | puts an engine together, with its timing |
 //! | `environments`, `requests`, `rollback` | what a host asks for |
 //! | `history`, `watch` | what a host reads |
+//! | `snapshots` | which snapshots there are, which are kept and why, pins |
 //! | `worker` | claims lanes, keeps the lease, drains |
 //! | `drive` | takes one deployment from step to step |
 //! | `perform` | does one step, for all instances |
@@ -27,6 +28,7 @@ mod perform;
 mod requests;
 mod rollback;
 mod sink;
+mod snapshots;
 mod upkeep;
 mod watch;
 mod worker;
@@ -42,6 +44,7 @@ pub use self::{
     history::Details,
     requests::{Accepted, Pushed, RetryRequest},
     rollback::{Loss, RollbackPreview, RollbackRequest},
+    snapshots::{PinRequest, Planned},
     watch::Watch,
 };
 use crate::{

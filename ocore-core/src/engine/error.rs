@@ -1,3 +1,5 @@
+use chrono::{DateTime, Utc};
+
 use crate::{
     environment::InvalidEnvironment,
     failure::Failure,
@@ -121,6 +123,24 @@ pub enum EngineError {
         id: DeploymentId,
         /// Why, and what can be done instead.
         reason: String,
+    },
+    /// The deployment has no snapshot that could be kept.
+    #[error("deployment {id} has no snapshot: it took none, or retention has removed it")]
+    NoSnapshot {
+        /// The deployment.
+        id: DeploymentId,
+    },
+    /// The deployment's snapshots have no pin.
+    #[error("the snapshots of deployment {id} are not pinned")]
+    NotPinned {
+        /// The deployment.
+        id: DeploymentId,
+    },
+    /// The pin would have ended before it began.
+    #[error("a pin until {until} would have ended already; give a later time, or none")]
+    PinEnded {
+        /// When it would have ended.
+        until: DateTime<Utc>,
     },
     /// The environment waits for nobody.
     #[error("environment {environment} needs no attention, or its recovery is under way")]

@@ -3,7 +3,7 @@ use crate::{
     deployment::Deployment,
     event::{Event, EventKind, LogLine},
     id::{DeploymentId, EventSeq},
-    port::{Filter, Page, SnapshotRecord, StoreResult},
+    port::{Filter, Page, StoreResult},
     queue::Waiting,
     secret::printable,
 };
@@ -125,15 +125,6 @@ impl Engine {
                 _ => None,
             }));
         }
-    }
-
-    /// The environment's snapshots, oldest first.
-    ///
-    /// # Errors
-    /// [`EngineError::NoSuchEnvironment`].
-    pub async fn snapshots(&self, environment: &str) -> Result<Vec<SnapshotRecord>, EngineError> {
-        let record = self.environment(environment).await?;
-        Ok(self.shared.in_time(self.shared.store.snapshots(record.environment.name())).await?)
     }
 
     /// The last lines that an instance of what serves wrote to its own log, at most `lines` (1 to 1,000) of them.

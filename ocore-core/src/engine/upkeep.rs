@@ -21,6 +21,7 @@ use crate::{
         Context, EnvironmentRecord, Filter, Leftovers, Result as PortResult, SnapshotRecord, StoreResult,
     },
     release::Image,
+    retention::{Protected, Verdict, plan},
 };
 
 /// How many deployments beyond those whose image is kept are looked at: what one clean-up missed, a later one
@@ -60,6 +61,25 @@ impl Clock {
         let passed = TimeDelta::from_std(self.executor.now().saturating_sub(now)).unwrap_or(TimeDelta::MAX);
         self.executor.utc().min(utc.checked_add_signed(passed).unwrap_or(DateTime::<Utc>::MAX_UTC))
     }
+}
+
+/// What becomes of each snapshot, at a time that [`Clock::at_most`] gives.
+///
+/// This time is behind the wall clock where that was set forward, and after a sleep of the machine. A snapshot that is
+/// dated in between is as young as can be, and nobody's mistake: only beyond the wall clock is the future.
+pub(super) fn decide(
+    shared: &Shared,
+    record: &EnvironmentRecord,
+    protected: &Protected,
+    snapshots: &[SnapshotRecord],
+    now: DateTime<Utc>,
+) -> Vec<(String, Verdict)> {
+    let mut snapshots = snapshots.to_vec();
+    let utc = shared.executor.utc();
+    for snapshot in snapshots.iter_mut().map(|it| &mut it.snapshot).filter(|it| it.taken_at <= utc) {
+        snapshot.taken_at = snapshot.taken_at.min(now);
+    }
+    plan(&snapshots, &record.environment.policy().retention, protected, now)
 }
 
 /// From which deployment on an environment may have images that nobody needs. A process that has just started does
@@ -126,11 +146,10 @@ impl Upkeep {
     async fn snapshots(&self, snapshots: &[SnapshotRecord]) -> Result<(), String> {
         let store = &self.shared.store;
         let name = self.record.environment.name();
-        let policy = self.record.environment.policy();
-        let (live, now) =
-            (self.record.live.as_ref().map(|live| live.deployment), self.shared.clock.at_most());
-        let needed: BTreeSet<_> = self.record.active.into_iter().chain(self.record.attention).collect();
-        let unwanted = policy.retention.unwanted(snapshots, live, &needed, now);
+        let now = self.shared.clock.at_most();
+        let verdicts = decide(&self.shared, &self.record, &Protected::by(&self.record), snapshots, now);
+        let unwanted = verdicts.into_iter().filter(|(_, verdict)| matches!(verdict, Verdict::Remove { .. }));
+        let unwanted: Vec<String> = unwanted.map(|(reference, _)| reference).collect();
         if unwanted.is_empty() {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use super::{BranchPattern, Deadlines, Environment, Instance, Policy, Resource};
 use crate::{
     name::{EnvironmentName, InstanceName, PoolName},
     request::Revision,
-    retention::Retention,
+    retention::{Calendar, Retention},
     retry::RetryPolicy,
 };
 
@@ -301,14 +301,37 @@ fn check_policy(policy: &Policy, reasons: &mut Reasons) {
         format!("policy.health.host {:?} is no host name", shown(host.unwrap_or_default())),
     );
     check_deadlines(&policy.deadlines, reasons);
-    let Retention { snapshots_last, images_last, .. } = policy.retention;
+    check_retention(&policy.retention, reasons);
+}
+
+fn check_retention(retention: &Retention, reasons: &mut Reasons) {
+    let Calendar { hourly, daily, weekly, monthly, yearly, utc_offset_minutes } =
+        retention.snapshots_calendar;
+    for (name, number, least, most) in [
+        ("snapshots_last", retention.snapshots_last, 0, 10_000),
+        ("snapshots_calendar.hourly", hourly, 0, 10_000),
+        ("snapshots_calendar.daily", daily, 0, 10_000),
+        ("snapshots_calendar.weekly", weekly, 0, 10_000),
+        ("snapshots_calendar.monthly", monthly, 0, 10_000),
+        ("snapshots_calendar.yearly", yearly, 0, 10_000),
+        ("snapshots_min", retention.snapshots_min, 1, 10_000),
+        ("snapshots_removals_max", retention.snapshots_removals_max, 1, 10_000),
+        ("images_last", retention.images_last, 0, 1000),
+    ] {
+        reasons.refuse_if(
+            !(least..=most).contains(&number),
+            format!("policy.retention.{name} is {number}, not {least} to {most}"),
+        );
+    }
     reasons.refuse_if(
-        snapshots_last > 10_000,
-        format!("policy.retention.snapshots_last is {snapshots_last}, not 0 to 10000"),
+        !(-840..=840).contains(&utc_offset_minutes),
+        format!(
+            "policy.retention.snapshots_calendar.utc_offset_minutes is {utc_offset_minutes}, not -840 to 840"
+        ),
     );
     reasons.refuse_if(
-        images_last > 1000,
-        format!("policy.retention.images_last is {images_last}, not 0 to 1000"),
+        retention.snapshots_bytes_max == Some(0),
+        "policy.retention.snapshots_bytes_max is 0; leave it out for no limit",
     );
 }
 
@@ -495,6 +518,20 @@ mod tests {
         refused(|it| it.undo_retry.elapsed_max = Duration::ZERO, "policy.undo_retry.elapsed_max");
         refused(|it| it.retention.images_last = 1001, "policy.retention.images_last is 1001, not 0 to 1000");
         refused(|it| it.retention.snapshots_last = 10_001, "policy.retention.snapshots_last is 10001");
+        refused(|it| it.retention.snapshots_min = 0, "policy.retention.snapshots_min is 0, not 1 to 10000");
+        refused(|it| it.retention.snapshots_removals_max = 0, "policy.retention.snapshots_removals_max is 0");
+        refused(
+            |it| it.retention.snapshots_bytes_max = Some(0),
+            "policy.retention.snapshots_bytes_max is 0;",
+        );
+        refused(
+            |it| it.retention.snapshots_calendar.weekly = 10_001,
+            "policy.retention.snapshots_calendar.weekly is 10001",
+        );
+        refused(
+            |it| it.retention.snapshots_calendar.utc_offset_minutes = 841,
+            "policy.retention.snapshots_calendar.utc_offset_minutes is 841, not -840 to 840",
+        );
         let all = |it: &mut Policy| {
             let Deadlines { fetch, build, snapshot, stop, restore, update, start } = &mut it.deadlines;
             for deadline in [fetch, build, snapshot, stop, restore, update, start] {

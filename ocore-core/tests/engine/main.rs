@@ -6,6 +6,7 @@ mod deploy;
 mod recovery;
 mod rollback;
 mod runtime;
+mod snapshots;
 mod stage;
 mod upkeep;
 mod words;

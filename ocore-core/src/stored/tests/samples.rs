@@ -223,8 +223,19 @@ pub(super) fn environments() -> Vec<(String, Environment)> {
         .instance(InstanceSpec::new("web"))
         .policy(|policy| policy.deadlines.fetch = Duration::from_secs(600));
     let bare = Environment::try_from(bare).unwrap();
+    let keeping = EnvironmentSpec::new("shop", "/srv/git/shop").instance(InstanceSpec::new("web"));
+    let keeping = keeping.policy(|policy| {
+        let retention = &mut policy.retention;
+        let calendar = &mut retention.snapshots_calendar;
+        (calendar.hourly, calendar.daily, calendar.weekly) = (24, 7, 5);
+        (calendar.monthly, calendar.yearly, calendar.utc_offset_minutes) = (12, 10, -210);
+        (retention.snapshots_min, retention.snapshots_bytes_max) = (3, Some(500 << 30));
+        retention.snapshots_removals_max = 20;
+    });
+    let keeping = Environment::try_from(keeping).unwrap();
     vec![
         ("environment".to_owned(), environment(SnapshotWhen::AfterStop)),
         ("environment-bare".to_owned(), bare),
+        ("environment-retention".to_owned(), keeping),
     ]
 }

@@ -227,6 +227,13 @@ impl Journal {
         self.signals.changed.notify_waiters();
     }
 
+    /// A person wants these snapshots to be kept.
+    pub(crate) fn pinned(&self, references: impl Iterator<Item = String>) {
+        let mut accepted = self.lock();
+        accepted.mark("pinned");
+        accepted.pinned.extend(references);
+    }
+
     pub(crate) fn paused(&self, paused: bool) {
         let mut accepted = self.lock();
         accepted.paused = paused;

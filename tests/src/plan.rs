@@ -81,6 +81,8 @@ pub enum Act {
     },
     /// The deployment of an earlier act is cancelled.
     Cancel(usize),
+    /// The snapshot that the deployment of an earlier act took is pinned, if it is there.
+    Pin(usize),
     /// Nothing is asked until the environment is quiet, or some time has passed.
     Settle,
     /// Nothing is asked for so many milliseconds.
@@ -232,7 +234,7 @@ impl Plan {
     #[must_use]
     pub fn scenarios() -> Vec<Self> {
         use Act::{
-            Acknowledge, Cancel, Deploy, Elsewhere, EndOutage, LoseImages, Pause, Push, Resume, Retry,
+            Acknowledge, Cancel, Deploy, Elsewhere, EndOutage, LoseImages, Pause, Pin, Push, Resume, Retry,
             RollBack, Settle, Shutdown, Unpause, Wait,
         };
         use Kind::{Exits, Good, Slow, Unbuildable, Unhealthy, UpdateFails, Updates, UpdatesThenUnhealthy};
@@ -349,7 +351,18 @@ impl Plan {
             .outage("runtime", "revive", Fault::Permanent),
             Self::new(
                 "small-retention",
-                vec![Push(Good), Settle, Push(Updates), Settle, Push(Good), Settle, Push(Good)],
+                vec![
+                    Push(Good),
+                    Settle,
+                    Push(Updates),
+                    Settle,
+                    // This one's snapshot is being removed.
+                    Pin(0),
+                    Pin(2),
+                    Push(Good),
+                    Settle,
+                    Push(Good),
+                ],
             )
             .small_retention(),
             Self::new(
@@ -488,7 +501,7 @@ fn random_script(chance: &mut Chance, workers: usize) -> Vec<Act> {
     for _ in 0..1 + chance.below(4) {
         let kind = if chance.is(1, 2) { Kind::Updates } else { Kind::ALL[index(chance, Kind::ALL.len())] };
         let earlier = (!asked.is_empty()).then(|| asked[index(chance, asked.len().max(1))]);
-        let act = match (chance.below(24), earlier) {
+        let act = match (chance.below(25), earlier) {
             (0..=9, _) | (_, None) => Act::Deploy(kind),
             (10..=14, _) => Act::Push(kind),
             (15..=18, Some(to)) => Act::RollBack { to, code_only: chance.is(1, 4) },
@@ -496,6 +509,7 @@ fn random_script(chance: &mut Chance, workers: usize) -> Vec<Act> {
             (20, Some(of)) => Act::Cancel(of),
             (21, Some(_)) => [Act::EndOutage, Act::Resume, Act::Acknowledge][index(chance, 3)],
             (22, Some(_)) => [Act::LoseImages, Act::Pause, Act::Unpause][index(chance, 3)],
+            (23, Some(of)) => Act::Pin(of),
             _ => Act::Shutdown(index(chance, workers)),
         };
         if act.is_request() {

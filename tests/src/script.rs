@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::{Either, select};
 use ocore_core::{
-    engine::{Engine, EngineError, Resolution, RetryRequest, RollbackRequest},
+    engine::{Engine, EngineError, PinRequest, Resolution, RetryRequest, RollbackRequest},
     executor::Executor,
     id::DeploymentId,
     name::EnvironmentName,
@@ -32,6 +32,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, client: Engine) {
             Act::Push(kind) => push(&cluster, &client, number, kind).await,
             Act::RollBack { to, code_only } => roll_back(&cluster, &client, number, to, code_only).await,
             Act::Cancel(of) => cancel(&cluster, &client, of).await,
+            Act::Pin(of) => pin(&cluster, &client, of).await,
             Act::Elsewhere(kind) => elsewhere(&cluster, &client, number, kind).await,
             Act::Settle => settle(&cluster).await,
             Act::Wait(millis) => cluster.clock.sleep(Duration::from_millis(millis)).await,
@@ -100,6 +101,13 @@ async fn roll_back(cluster: &Arc<Cluster>, client: &Engine, number: usize, to: u
 pub(crate) async fn cancel(cluster: &Cluster, client: &Engine, of: usize) {
     if let Some(id) = cluster.id_of(of) {
         cancel_deployment(cluster, client, id).await;
+    }
+}
+
+async fn pin(cluster: &Cluster, client: &Engine, of: usize) {
+    if let Some(id) = cluster.id_of(of) {
+        // If it is gone this is refused.
+        let _answer = insist(cluster, || client.pin_snapshot(PinRequest::of(id).actor("ada"))).await;
     }
 }
 

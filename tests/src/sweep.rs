@@ -216,6 +216,7 @@ const MARKS: &[&str] = &[
     "Stranded",
     "recovered",
     "acknowledged",
+    "pinned",
     "paused",
     "takeover",
     "a worker gave up",
@@ -256,6 +257,7 @@ const CALLS: &[(&str, &[&str])] = &[
             "snapshots",
             "retire_snapshots",
             "forget_snapshots",
+            "pin_snapshots",
         ],
     ),
 ];

@@ -90,13 +90,20 @@ fn is_excused(accepted: &Accepted, write: &Write) -> bool {
     })
 }
 
-/// Every snapshot that is offered is there.
+/// Every snapshot that is offered is there, and every one that is pinned is offered.
 fn check_snapshots(journal: &Journal, store: &MemoryStore, accepted: &mut Accepted) {
+    let mut pinned = accepted.pinned.clone();
     for record in now(store.snapshots(journal.environment())) {
         let kept = record.state == SnapshotState::Kept;
+        if kept {
+            pinned.remove(&record.snapshot.reference);
+        }
         if kept && journal.world().with_snapshot(&record.snapshot.reference, |_| ()).is_none() {
             accepted.blame(format!("I12: the snapshot {} is gone", record.snapshot.reference));
         }
+    }
+    for reference in pinned {
+        accepted.blame(format!("I12: the snapshot {reference} is gone, which is pinned"));
     }
 }
 

@@ -193,6 +193,13 @@ impl SnapshotStore for Watched {
         deployment: DeploymentId,
         pin: &SnapshotPin,
     ) -> StoreResult<bool> {
-        self.store.pin_snapshots(environment, deployment, pin).await
+        let pinned = self.store.pin_snapshots(environment, deployment, pin).await?;
+        if pinned {
+            let snapshots = self.store.snapshots(environment).await?;
+            let snapshots = snapshots.into_iter().filter(|it| it.deployment == deployment);
+            let references = snapshots.map(|it| it.snapshot.reference);
+            self.journals.of(environment).pinned(references);
+        }
+        Ok(pinned)
     }
 }

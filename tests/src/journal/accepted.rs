@@ -1,6 +1,9 @@
 //! What the store has accepted of one environment, and the rules that each piece of it is held to by itself.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use ocore_core::{
     deployment::Deployment,
@@ -62,6 +65,8 @@ pub(crate) struct Accepted {
     /// What the schema must be while a deployment is live.
     pub(crate) schemas: BTreeMap<DeploymentId, Vec<Schema>>,
     pub(crate) writes: Vec<Write>,
+    /// The snapshots that somebody pinned.
+    pub(crate) pinned: BTreeSet<String>,
     pub(crate) marks: BTreeMap<&'static str, u64>,
     pub(super) paused: bool,
     pub(super) fence: Fence,

@@ -1,3 +1,4 @@
-//! PostgreSQL for ocore: the [`store`] for many machines.
+//! PostgreSQL for ocore: the [`store`] for many machines, and [snapshots](snapshot) of databases.
 
+pub mod snapshot;
 pub mod store;

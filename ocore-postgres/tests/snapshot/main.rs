@@ -1,0 +1,6 @@
+//! Snapshots of databases, against a real server: the laws, every hazard that was found, and real dumps.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
+
+mod laws;
+mod site;

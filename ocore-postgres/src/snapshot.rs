@@ -202,7 +202,7 @@ impl Shared {
         }
         // The server adds up what a session has done when that has been idle for ten seconds, or ends.
         let busy = "SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid() \
-                    AND backend_type <> 'autovacuum worker' \
+                    AND usesysid IS NOT NULL \
                     AND (state IS DISTINCT FROM 'idle' OR state_change > clock_timestamp() - interval '15 s'))";
         if session.is(busy, &[Text(database)]).await? {
             return Ok(true);

@@ -242,9 +242,10 @@ async fn grants(session: &mut Session, database: &str) -> Result<Vec<Grant>> {
 
 async fn settings(session: &mut Session, database: &str) -> Result<Vec<Setting>> {
     let question = "SELECT CASE WHEN s.setrole <> 0 THEN pg_get_userbyid(s.setrole)::text END, \
-                    split_part(c, '=', 1), substr(c, strpos(c, '=') + 1) \
-                    FROM pg_database AS d JOIN pg_db_role_setting AS s ON s.setdatabase = d.oid, unnest(s.setconfig) AS c \
-                    WHERE d.datname = $1 ORDER BY 1 NULLS FIRST, 2";
+                    split_part(c.entry, '=', 1), substr(c.entry, strpos(c.entry, '=') + 1) \
+                    FROM pg_database AS d JOIN pg_db_role_setting AS s ON s.setdatabase = d.oid, \
+                    unnest(s.setconfig) WITH ORDINALITY AS c (entry, place) \
+                    WHERE d.datname = $1 ORDER BY 1 NULLS FIRST, c.place";
     let rows = session.rows(question, &[Text(database)]).await?;
     let settings = rows
         .iter()

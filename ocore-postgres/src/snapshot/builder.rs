@@ -97,6 +97,14 @@ impl PostgresSnapshotterBuilder {
         self
     }
 
+    /// How long a dump waits for a table that somebody else has locked, in whole milliseconds; half a minute unless said
+    /// otherwise.
+    #[must_use]
+    pub const fn lock_wait(mut self, duration: Duration) -> Self {
+        self.shared.server.lock_wait = duration;
+        self
+    }
+
     /// More of libpq's variables for the programs, such as `PGSSLROOTCERT`.
     #[must_use]
     pub fn variables(mut self, variables: BTreeMap<String, String>) -> Self {

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use super::{
     child::{self, Running},
     manifest::Dumped,
-    server::{LOCK_WAIT, Server},
+    server::Server,
     shelf::{self, at},
     tools::Tools,
 };
@@ -141,7 +141,9 @@ pub(super) async fn write(
     let mut command = tools.dump();
     server.equip(&mut command, from.database, from.name, "");
     command.args(["--format=custom", "--compress=0", "--no-password"]);
-    command.arg(format!("--lock-wait-timeout={LOCK_WAIT}")).arg(format!("--snapshot={}", from.snapshot));
+    command
+        .arg(format!("--lock-wait-timeout={}", server.lock_wait.as_millis()))
+        .arg(format!("--snapshot={}", from.snapshot));
     let file = shelf::create(path)?;
     let (mut program, output) = child::produce(command, "pg_dump")?;
     let target = path.to_owned();
@@ -265,8 +267,8 @@ pub(super) async fn restore(
 ) -> Result<()> {
     let mut command = tools.restore();
     // What is not durable yet when this ends, is when the databases change their names: that commit waits for it.
-    let settings = "-c synchronous_commit=off -c maintenance_work_mem=256MB -c max_parallel_maintenance_workers=0 \
-                    -c statement_timeout=0 -c idle_in_transaction_session_timeout=0";
+    let settings =
+        "-c synchronous_commit=off -c maintenance_work_mem=256MB -c max_parallel_maintenance_workers=0";
     server.equip(&mut command, into.database, into.name, settings);
     command.args(["--format=custom", "--exit-on-error", "--no-password"]);
     command.arg(format!("--dbname={}", into.database)).arg("--use-list").arg(into.list);
@@ -366,5 +368,50 @@ impl Dumped {
     pub(super) fn written(&self) -> Written {
         let Self { raw_bytes, stored_bytes, blake3, .. } = self;
         Written { raw_bytes: *raw_bytes, stored_bytes: *stored_bytes, blake3: blake3.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ocore_core::{
+        environment::{Environment, EnvironmentSpec, InstanceSpec},
+        port::ErrorKind,
+        testing::laws::caller::Caller,
+    };
+
+    use super::*;
+
+    /// Flipped bits that `pg_restore` restores without a word, and lengths that its `--list` accepts.
+    #[tokio::test]
+    async fn every_flipped_bit_and_every_length_is_noticed() {
+        let spec = EnvironmentSpec::new("test", "https://git.example.org/test.git");
+        let environment = Environment::try_from(spec.instance(InstanceSpec::new("web"))).unwrap();
+        let context = Caller::new(environment.into()).call(1, 1);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("dump");
+        let text: String = (0..2000).map(|n| format!("row {n} of a table\n")).collect();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let feeding = std::thread::spawn(move || writer.write_all(text.as_bytes()).unwrap());
+        let file = shelf::create(&path).unwrap();
+        let written = compress(reader, &file, &path, &State::default()).unwrap();
+        feeding.join().unwrap();
+        let good = fs::read(&path).unwrap();
+        assert_eq!(written.stored_bytes, good.len() as u64);
+        check_file(&context, &path, &written).await.unwrap();
+        let flip = |bit: usize| {
+            let mut bytes = good.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            bytes
+        };
+        let flips = (0..400).map(|n| flip(n * (good.len() * 8 - 1) / 399));
+        let lengths = (0..20).map(|part| good[..good.len() * part / 20].to_vec());
+        for damaged in flips.chain(lengths).chain([[good.as_slice(), b"x"].concat()]) {
+            fs::write(&path, damaged).unwrap();
+            let error = check_file(&context, &path, &written).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+            assert!(error.to_string().contains("corrupt"), "{error}");
+        }
     }
 }

@@ -353,11 +353,13 @@ pub(super) async fn exists(session: &mut Session, database: &str) -> Result<bool
     session.is("SELECT true FROM pg_database WHERE datname = $1", &[Text(database)]).await
 }
 
-/// Sessions that get in the way: all but the server's own workers, which step aside by themselves.
+/// Sessions that get in the way: all but the server's own workers, which belong to nobody or step aside by themselves. Of a
+/// session of somebody else's a plain role is not told what it is.
 const IN_THE_WAY: &str = "FROM pg_stat_activity AS a WHERE a.datname = $1 AND a.pid <> pg_backend_pid() \
-     AND a.backend_type NOT IN ('autovacuum worker', 'parallel worker')";
+     AND a.usesysid IS NOT NULL \
+     AND coalesce(a.backend_type, 'client backend') NOT IN ('autovacuum worker', 'parallel worker')";
 /// Of those, the ones that this role may end.
-const MAY_END: &str = "AND a.usesysid IS NOT NULL AND (pg_has_role(a.usesysid, 'MEMBER') \
+const MAY_END: &str = "AND (pg_has_role(a.usesysid, 'MEMBER') \
      OR pg_has_role('pg_signal_backend', 'MEMBER')) \
      AND ((SELECT rolsuper FROM pg_roles WHERE rolname = current_user) \
      OR NOT (SELECT rolsuper FROM pg_roles WHERE oid = a.usesysid))";
@@ -368,7 +370,7 @@ async fn end_sessions(session: &mut Session, database: &str) -> Result<Option<St
     session.rows(&end, &[Text(database)]).await?;
     let left = format!(
         "SELECT 'process ' || a.pid || ' of ' || coalesce(a.usename::text, 'the server') || ' (' \
-         || coalesce(nullif(a.application_name, ''), 'without a name') || ', ' || a.backend_type || ')' {IN_THE_WAY}"
+         || coalesce(nullif(a.application_name, ''), 'without a name') || ')' {IN_THE_WAY}"
     );
     session.text(&left, &[Text(database)]).await
 }

@@ -96,7 +96,7 @@ impl Shared {
                 self.close_clone(held, clone).await?;
                 let owner = &copied.attributes.owner;
                 let copying = self.copy(context, held, Kind::Side, &side, &clone.database, owner, "").await;
-                self.or_removed(held, &side, copying.map(drop)).await?;
+                self.or_removed(context, held, &side, copying.map(drop)).await?;
                 Ok(side)
             }
             (None, Some(dump)) => {
@@ -104,7 +104,7 @@ impl Shared {
                 // All of it, before any of it is believed.
                 dump::check_file(context, &path, &dump.written()).await?;
                 let filled = self.fill_side(context, held, &side, copied, dump, &path).await;
-                self.or_removed(held, &side, filled).await?;
+                self.or_removed(context, held, &side, filled).await?;
                 Ok(side)
             }
             (None, None) => {
@@ -114,9 +114,17 @@ impl Shared {
     }
 
     /// A side database that was not finished is removed at once, if that can be.
-    async fn or_removed(&self, held: &mut Held, side: &Made, made: Result<()>) -> Result<()> {
-        if made.is_err() {
-            drop(held.ledger.drop_made(&side.name).await);
+    async fn or_removed(
+        &self,
+        context: &Context,
+        held: &mut Held,
+        side: &Made,
+        made: Result<()>,
+    ) -> Result<()> {
+        if made.is_err()
+            && let Err(error) = held.ledger.drop_made(&side.name).await
+        {
+            context.log(format!("database {} is removed by the next call: {error}", side.name));
         }
         made
     }

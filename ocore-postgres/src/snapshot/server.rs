@@ -14,16 +14,20 @@ use tokio::time::timeout;
 
 /// How long the server goes on with a statement whose client has gone.
 const CLIENT_CHECK: &str = "200ms";
+/// Limits that a role or a database sets for its sessions end no program.
+const NO_LIMITS: &str = "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 \
+     -c default_transaction_read_only=off";
 /// How long the server may take to answer a new connection.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
-/// How long a statement, or a program, waits for a lock that somebody else holds.
-pub(super) const LOCK_WAIT: &str = "30s";
+/// How long a statement, or a program, waits for a lock that somebody else holds, unless said otherwise.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
 
 /// How the server is reached. Its `Debug` shows no password.
 #[derive(Clone)]
 pub(super) struct Server {
     options: PgConnectOptions,
     password: Secret,
+    pub(super) lock_wait: Duration,
     /// More of libpq's variables for the programs.
     pub(super) variables: BTreeMap<String, String>,
 }
@@ -49,7 +53,6 @@ impl Server {
         let options = options.options([
             ("statement_timeout", "0"),
             ("idle_in_transaction_session_timeout", "0"),
-            ("lock_timeout", LOCK_WAIT),
             ("client_connection_check_interval", CLIENT_CHECK),
             ("default_transaction_read_only", "off"),
             ("default_transaction_isolation", "read committed"),
@@ -62,7 +65,7 @@ impl Server {
             ("bytea_output", "hex"),
         ]);
         let options = options.extra_float_digits(3).statement_cache_capacity(16);
-        Self { options, password, variables: BTreeMap::new() }
+        Self { options, password, lock_wait: LOCK_WAIT, variables: BTreeMap::new() }
     }
 
     /// The database of the sessions that manage others.
@@ -86,6 +89,7 @@ impl Server {
 
     async fn connect(&self, database: &str, name: &str) -> Result<Session> {
         let options = self.options.clone().database(database).application_name(name);
+        let options = options.options([("lock_timeout", self.lock_wait.as_millis())]);
         let connecting = timeout(CONNECT_MAX, PgConnection::connect_with(&options)).await;
         let connected = connecting.unwrap_or_else(|_| Err(sqlx::Error::PoolTimedOut));
         let connection = sql(connected, || format!("connect to database {database}"))?;
@@ -133,7 +137,10 @@ impl Server {
             .env("PGAPPNAME", name)
             .env("PGCONNECT_TIMEOUT", "30")
             .env("PGSSLMODE", ssl_mode(options.get_ssl_mode()))
-            .env("PGOPTIONS", format!("-c client_connection_check_interval={CLIENT_CHECK} {settings}"));
+            .env(
+                "PGOPTIONS",
+                format!("-c client_connection_check_interval={CLIENT_CHECK} {NO_LIMITS} {settings}"),
+            );
         if !self.password.expose().is_empty() {
             command.env("PGPASSWORD", self.password.expose());
         }

@@ -112,6 +112,11 @@ impl Shared {
                 held.ledger.drop_made(&made.name).await?;
             }
         }
+        if self.keep_replaced.is_zero() {
+            for made in held.ledger.made(Kind::Replaced, Some(&database)).await? {
+                held.ledger.drop_made(&made.name).await?;
+            }
+        }
         self.shelf.remove_unfinished(&database)
     }
 

@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
+mod exchange;
+mod faults;
 mod laws;
+mod preflight;
 mod round_trip;
 mod site;

@@ -87,16 +87,13 @@ impl Site {
         self.files.path().join("snapshots")
     }
 
-    pub(crate) fn environment_of(&self, database: Option<&str>) -> Arc<Environment> {
-        let mut instance = InstanceSpec::new("web");
-        instance.database = database.map(str::to_owned);
-        let when = self.when;
-        let spec = EnvironmentSpec::new("test", "https://git.example.org/test.git").instance(instance);
-        Arc::new(spec.policy(|policy| policy.snapshot = when).try_into().unwrap())
+    /// An environment whose instance has this database, for a worker that stops the application first.
+    pub(crate) fn environment_stopped(database: &str) -> Arc<Environment> {
+        environment(Some(database), SnapshotWhen::AfterStop)
     }
 
     pub(crate) fn caller(&self) -> Caller {
-        Caller::new(self.environment_of(Some(&self.database)))
+        Caller::new(environment(Some(&self.database), self.when))
     }
 
     /// A session of the role in a database.
@@ -191,13 +188,20 @@ impl Site {
     }
 }
 
+pub(crate) fn environment(database: Option<&str>, when: SnapshotWhen) -> Arc<Environment> {
+    let mut instance = InstanceSpec::new("web");
+    instance.database = database.map(str::to_owned);
+    let spec = EnvironmentSpec::new("test", "https://git.example.org/test.git").instance(instance);
+    Arc::new(spec.policy(|policy| policy.snapshot = when).try_into().unwrap())
+}
+
 #[async_trait]
 impl SnapshotterFixture for Site {
     fn snapshotter(&self) -> &dyn Snapshotter {
         &self.snapshotter
     }
     fn environment(&self) -> Arc<Environment> {
-        self.environment_of(Some(&self.database))
+        environment(Some(&self.database), self.when)
     }
     async fn write(&self, data: Option<&Contents>) {
         let Some(contents) = data else {

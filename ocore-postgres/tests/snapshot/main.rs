@@ -2,8 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
+mod clones;
 mod exchange;
 mod faults;
+mod kill;
 mod laws;
 mod preflight;
 mod round_trip;

@@ -99,6 +99,9 @@ impl Shared {
         let directory = self.shelf.place(reference)?;
         let manifest = Manifest::read(&directory)?;
         let Some((clone, size_bytes)) = undumped(&manifest) else { return Ok(()) };
+        if !ledger.is_intact(&clone).await? {
+            return Err(Error::permanent(format!("the clone {} is not there any more", clone.database)));
+        }
         let quoted = name(&clone.database);
         // Hidden from those who list databases; only its owner comes in.
         let open = [

@@ -8,9 +8,12 @@ use ocore_core::{
 };
 use tokio::time::{Instant, sleep};
 
-use super::server::{
-    Argument::{Number, Text},
-    Server, Session, column, literal, name,
+use super::{
+    manifest::Cloned,
+    server::{
+        Argument::{Number, Text},
+        Server, Session, column, literal, name,
+    },
 };
 
 /// How long a call waits for another one to leave a database, or for a database to be empty.
@@ -175,6 +178,12 @@ impl Ledger {
         }
         let drop = format!("DROP DATABASE IF EXISTS {}", name(database));
         self.session.run(drop, &format!("remove database {database}")).await
+    }
+
+    /// Whether a clone is there, and the very one that was made.
+    pub(super) async fn is_intact(&mut self, clone: &Cloned) -> Result<bool> {
+        let same = "SELECT datconnlimit <> -2 FROM pg_database WHERE datname = $1 AND oid = $2::bigint::oid";
+        self.session.is(same, &[Text(&clone.database), Number(clone.oid)]).await
     }
 
     /// The databases of a kind; of all places, or of one.

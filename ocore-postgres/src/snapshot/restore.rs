@@ -15,10 +15,7 @@ use super::{
     dump::{self, Destination},
     ledger::{Held, Kind, Ledger, Made, beside, exists, snapshot_key},
     manifest::{self, Cloned, Contents, Copied, Dumped, Extension, Manifest},
-    server::{
-        Argument::{Number, Text},
-        Session, column, literal, name,
-    },
+    server::{Argument::Text, Session, column, literal, name},
     shelf::{self, DUMP},
     tools::Tools,
 };
@@ -87,7 +84,10 @@ impl Shared {
         let side = Made::new(beside(&database, "ocr", &key), &database, context.deployment(), reference);
         let roles = copied.dump.as_ref().map_or(&[][..], |dump| &dump.contents.roles);
         self.can_restore(held, &copied.attributes, roles, reference).await?;
-        let clone = self.usable_clone(held, copied).await?;
+        let clone = match &copied.clone {
+            Some(clone) if held.ledger.is_intact(clone).await? => Some(clone),
+            Some(_) | None => None,
+        };
         match (clone, &copied.dump) {
             (Some(clone), Some(_)) => self.give_up_clone(context, held, manifest, clone, directory).await,
             (Some(clone), None) => {
@@ -127,14 +127,6 @@ impl Shared {
             context.log(format!("database {} is removed by the next call: {error}", side.name));
         }
         made
-    }
-
-    /// The snapshot's clone, if it is there and the very one that was made.
-    async fn usable_clone<'a>(&self, held: &mut Held, copied: &'a Copied) -> Result<Option<&'a Cloned>> {
-        let Some(clone) = &copied.clone else { return Ok(None) };
-        let same = "SELECT datconnlimit <> -2 FROM pg_database WHERE datname = $1 AND oid = $2::bigint::oid";
-        let same = held.ledger.session.is(same, &[Text(&clone.database), Number(clone.oid)]).await?;
-        Ok(same.then_some(clone))
     }
 
     async fn close_clone(&self, held: &mut Held, clone: &Cloned) -> Result<()> {

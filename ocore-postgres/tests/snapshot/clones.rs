@@ -125,6 +125,34 @@ async fn the_dump_of_a_clone_is_of_the_moment_of_the_clone() {
     }
 }
 
+/// A database that only has the clone's name is not dumped as if it were the snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_that_was_exchanged_is_neither_dumped_nor_restored() {
+    let site = site(Strategy::CloneThenDump).await;
+    let (worker, caller) = (another(&site), site.caller());
+    let snapshot = worker.take(&caller.call(1, 1), caller.instance()).await.unwrap();
+    drop(worker);
+    let clone = parts(&site, &snapshot).0.unwrap();
+    let exchange = async || {
+        let hidden = format!("ALTER DATABASE {clone} IS_TEMPLATE false");
+        sqlx::query(sqlx::AssertSqlSafe(hidden))
+            .execute(&mut site.connect_as_superuser("postgres").await)
+            .await?;
+        let drop = format!("DROP DATABASE {clone} WITH (FORCE)");
+        sqlx::query(sqlx::AssertSqlSafe(drop)).execute(&mut site.connect_as_superuser("postgres").await).await
+    };
+    eventually("the worker's dump is over", || async { exchange().await.is_ok() }).await;
+    site.as_superuser(&format!("CREATE DATABASE {clone} OWNER {}", site.role)).await;
+    let next = another(&site);
+    let leftovers = Leftovers::new([].into(), [snapshot.reference.clone()].into());
+    next.sweep(&caller.call(2, 2), &leftovers).await.unwrap();
+    next.finish_dumps().await;
+    assert!(!parts(&site, &snapshot).1, "something else was dumped");
+    let error = next.restore(&caller.call(2, 3), caller.instance(), &snapshot).await.unwrap_err();
+    assert!(error.to_string().contains("is not there any more"), "{error}");
+    assert_eq!(count(&site).await, "1000");
+}
+
 /// Of one database there is one clone that costs as much again: older ones go when they have their dumps.
 #[tokio::test(flavor = "multi_thread")]
 async fn older_clones_go_when_they_have_dumps() {

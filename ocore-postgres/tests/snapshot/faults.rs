@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::site::Site;
+use crate::site::{PASSWORD, Site};
 
 /// Enough to be at it for a while.
 const MUCH: &str = "CREATE TABLE much AS SELECT n AS id, md5(n::text) || md5((-n)::text) AS value, json_build_object('n', n) AS \
@@ -120,6 +120,12 @@ async fn a_dump_that_is_cancelled_in_the_middle_leaves_nothing() {
     let token = CancellationToken::new();
     let cancel = async {
         pg_dump_is_at_it(&site).await;
+        // H11: every user of the machine can read arguments.
+        for program in children("pg_dump") {
+            let arguments = fs::read(format!("/proc/{}/cmdline", program.as_raw_nonzero())).unwrap();
+            let arguments = String::from_utf8(arguments).unwrap();
+            assert!(arguments.contains("--format=custom") && !arguments.contains(PASSWORD), "{arguments}");
+        }
         token.cancel();
     };
     let (taken, ()) = tokio::join!(try_take(&site, &token), cancel);
@@ -329,4 +335,82 @@ async fn a_dump_does_not_wait_for_ever_for_a_lock() {
     holder.close().await.unwrap();
     assert_eq!(site.directories(), [].into());
     site.take().await;
+}
+
+/// Level 3: a dump that cannot be restored is no snapshot, whatever its checksum says.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drill_finds_a_dump_that_cannot_be_restored() {
+    let drill = |it: PostgresSnapshotterBuilder| it.verification(Verification::Drill);
+    let site = Site::with(|it| drill(it).strategy(Strategy::Dump).fingerprint(Fingerprint::None)).await;
+    // At the restore the function does not find its table: nothing says so before.
+    site.sql(
+        "CREATE TABLE rate AS SELECT 2 AS value; \
+         CREATE FUNCTION rated(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 * value FROM rate'; \
+         SET search_path = public; CREATE TABLE t AS SELECT 1 AS id; CREATE INDEX t_rated ON t (rated(id))",
+    )
+    .await;
+    let error = try_take(&site, &never()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+    assert!(error.to_string().contains("pg_restore failed") && error.to_string().contains("rate"), "{error}");
+    assert_eq!(site.directories(), [].into());
+    assert_eq!(site.other_databases().await, [].into());
+    site.sql("DROP INDEX t_rated").await;
+    let snapshot = site.take().await;
+    assert_eq!(site.manifest(&snapshot)["data"]["database"]["dump"]["verified"]["level"], 3);
+    assert_eq!(site.other_databases().await, [].into());
+}
+
+/// H9: a clone that is cancelled while the server copies is gone, and the application's database is open again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_that_is_cancelled_in_the_middle_leaves_nothing() {
+    let site = filled(Strategy::Clone).await;
+    let token = CancellationToken::new();
+    let copying = format!(
+        "SELECT pid::text FROM pg_stat_activity WHERE usename = '{}' AND query LIKE 'CREATE DATABASE%TEMPLATE%' \
+         AND state = 'active'",
+        site.role
+    );
+    let cancel = async {
+        eventually("the server copies", || async { !site.ask("postgres", &copying).await.is_empty() }).await;
+        token.cancel();
+    };
+    let (taken, ()) = tokio::join!(try_take(&site, &token), cancel);
+    assert_eq!(taken.unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(site.ask("postgres", &copying).await, [""; 0]);
+    assert_eq!(site.other_databases().await, [].into());
+    all_is_well(&site).await;
+}
+
+/// H9b: a removal that was interrupted leaves a database that can only be removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_removal_was_interrupted_is_removed_by_the_next_call() {
+    let site = Site::with(|it| it.strategy(Strategy::Clone)).await;
+    site.sql("CREATE TABLE t AS SELECT 1 AS id").await;
+    let snapshot = site.take().await;
+    let (role, database) = (&site.role, &site.database);
+    let left = format!("{database}__ocr_left");
+    site.as_superuser(&format!("CREATE DATABASE {left} OWNER {role}")).await;
+    site.as_superuser(&format!("UPDATE pg_database SET datconnlimit = -2 WHERE datname = '{left}'")).await;
+    let row = format!(
+        "INSERT INTO ocore_snapshot.made (name, kind, database, deployment, reference) \
+         VALUES ('{left}', 'side', '{database}', 'x', 'x')"
+    );
+    site.as_superuser_in(&site.maintenance, &row).await;
+    let before = site.other_databases().await;
+    assert!(before.contains(&left));
+    let caller = site.caller();
+    site.snapshotter.restore(&caller.call(2, 2), caller.instance(), &snapshot).await.unwrap();
+    assert!(!site.exists(&left).await);
+}
+
+/// H6: a copy for which there is no room is not begun.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clone_without_room_is_a_dump_instead() {
+    let disk = SmallDisk::new(8);
+    let site = Site::with(|it| it.strategy(Strategy::Auto).server_files(disk.0.path())).await;
+    site.sql("CREATE TABLE t AS SELECT 1 AS id").await;
+    let snapshot = site.take().await;
+    let database = &site.manifest(&snapshot)["data"]["database"];
+    assert_eq!(database["strategy"], "dump");
+    assert!(database["because"].as_str().unwrap().contains("a copy needs"), "{}", database["because"]);
 }

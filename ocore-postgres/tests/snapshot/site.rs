@@ -241,6 +241,7 @@ impl SnapshotterFixture for Site {
         Some(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
     async fn corrupt(&self, snapshot: &Snapshot) -> bool {
+        self.snapshotter.finish_dumps().await;
         let dump = self.dump_file(snapshot);
         if dump.exists() {
             let mut bytes = fs::read(&dump).unwrap();

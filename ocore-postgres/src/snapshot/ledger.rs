@@ -113,23 +113,21 @@ impl Ledger {
         if self.session.change(raise, &[Text(database), Number(fence)]).await? == 0 {
             return Err(Error::fenced());
         }
-        self.lock(context, &place_key(database), Some(fence)).await?;
+        self.lock(context, &place_key(database), fence).await?;
         let mut held = Held { ledger: self, database: database.to_owned(), fence };
         held.check().await?;
         Ok(held)
     }
 
-    /// Waits for a lock of this session. With a fence, whoever holds it is ended: a call that was given up, or a worker
-    /// that has lost the lane.
-    async fn lock(&mut self, context: &Context, key: &str, fence: Option<i64>) -> Result<()> {
+    /// Waits for a lock of this session. Whoever holds it is ended: a call that was given up, or a worker that has lost the
+    /// lane.
+    async fn lock(&mut self, context: &Context, key: &str, fence: i64) -> Result<()> {
         let deadline = Instant::now() + WAIT_MAX;
         while !self.try_lock(key).await? {
             if Instant::now() > deadline {
                 return Err(Error::transient("another worker is still at work on the database"));
             }
-            if let Some(fence) = fence {
-                self.end_holder(key, fence).await?;
-            }
+            self.end_holder(key, fence).await?;
             tokio::select! {
                 () = context.cancelled() => return Err(Error::cancelled()),
                 () = sleep(POLL) => {}

@@ -59,6 +59,12 @@ pub(super) fn leaves_connection(error: &Error) -> bool {
     }
 }
 
+/// Whether a commit that ended in this way may have been written all the same: the server was stopped, the connection was
+/// lost (a pooler says so in a message, too), or it is not known.
+fn leaves_doubt(code: &str) -> bool {
+    code.starts_with("08") || matches!(code, "40003" | "57P01" | "57P02")
+}
+
 pub(super) fn describe(doing: impl Into<Cow<'static, str>>, error: Error, doubt: Doubt) -> StoreError {
     let doing = doing.into();
     let code = code(&error);
@@ -66,7 +72,7 @@ pub(super) fn describe(doing: impl Into<Cow<'static, str>>, error: Error, doubt:
         (Error::Decode(_) | Error::ColumnDecode { .. } | Error::ColumnNotFound(_), _) => {
             StoreErrorKind::Broken
         }
-        (_, Some("57P01" | "57P02")) if doubt == Doubt::Sent => StoreErrorKind::Unknown,
+        (_, Some(code)) if doubt == Doubt::Sent && leaves_doubt(code) => StoreErrorKind::Unknown,
         // Rolled back: for want of a resource, by a conflict, by a cancel, on a server that only reads.
         (_, Some(code))
             if ["08", "28", "3D", "40", "53", "55", "57", "25"].iter().any(|it| code.starts_with(it)) =>
@@ -92,4 +98,19 @@ pub(super) fn describe(doing: impl Into<Cow<'static, str>>, error: Error, doubt:
 /// A stored value that cannot be read.
 pub(super) fn unreadable(what: &'static str, cause: impl std::fmt::Display) -> Error {
     Error::Decode(format!("{what} cannot be read: {cause}").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::leaves_doubt;
+
+    #[test]
+    fn what_a_pooler_says_of_a_lost_server_leaves_doubt_and_a_conflict_does_not() {
+        for code in ["08006", "08P01", "40003", "57P01"] {
+            assert!(leaves_doubt(code), "{code}");
+        }
+        for code in ["40001", "40P01", "53300", "57014", "57P03", "25006"] {
+            assert!(!leaves_doubt(code), "{code}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! What the benches share: adapters that do nothing, so that what is left is the engine.
 
+pub mod table;
+
 use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;

@@ -1,5 +1,6 @@
 //! The store in PostgreSQL, for any number of workers on any number of machines.
 
+mod batch;
 mod claim;
 mod commit;
 mod database;
@@ -42,7 +43,7 @@ use sqlx::{
 };
 
 pub use self::migrate::{MIGRATIONS, Migration};
-use self::{claim::Unreadable, database::Database, sql::Sql};
+use self::{batch::Batches, claim::Unreadable, database::Database, sql::Sql};
 
 /// A store in one schema of a PostgreSQL database, 13 or newer.
 ///
@@ -70,6 +71,7 @@ use self::{claim::Unreadable, database::Database, sql::Sql};
 #[derive(Clone)]
 pub struct PostgresStore {
     database: Arc<Database>,
+    batches: Arc<Batches>,
     unreadable: Arc<Unreadable>,
 }
 
@@ -161,7 +163,7 @@ impl Builder {
         let pool =
             PgPoolOptions::new().max_connections(self.connections_max).acquire_timeout(self.connect_timeout);
         let database = Database::new(options, sql, pool, self.hints);
-        Ok(PostgresStore { database, unreadable: Arc::default() })
+        Ok(PostgresStore { database, batches: Arc::default(), unreadable: Arc::default() })
     }
 }
 
@@ -299,7 +301,7 @@ impl QueueStore for PostgresStore {
     }
 
     async fn commit(&self, commit: &Commit) -> StoreResult<Committed> {
-        let committed = commit::commit(&self.database, &self.unreadable, commit).await;
+        let committed = commit::commit(&self.database, &self.batches, &self.unreadable, commit).await;
         self.database.tell();
         committed
     }

@@ -58,8 +58,9 @@ impl Hints {
 async fn tell(pool: PgPool, channel: String, written: Arc<Notify>) {
     loop {
         written.notified().await;
-        let told =
-            sqlx::query("SELECT pg_notify($1, '')").bind(&channel).persistent(false).execute(&pool).await;
+        // Nobody waits for the disk on its account: after a crash everyone looks by himself.
+        let tell = sqlx::query("SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, '')");
+        let told = tell.bind(&channel).persistent(false).execute(&pool).await;
         if let Err(error) = told {
             tracing::debug!(%error, "other processes were not told of a change; they look by themselves");
         }

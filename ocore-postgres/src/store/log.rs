@@ -18,6 +18,7 @@ use super::{
 };
 
 /// Events as columns.
+#[derive(Debug, Default)]
 pub(super) struct Events {
     pub(super) ats: Vec<i64>,
     pub(super) sizes: Vec<i64>,
@@ -25,12 +26,10 @@ pub(super) struct Events {
 }
 
 impl Events {
-    pub(super) fn new(events: &[NewEvent]) -> Self {
-        Self {
-            ats: events.iter().map(|event| nanos(event.at)).collect(),
-            sizes: events.iter().map(|event| count(event.kind.log_bytes())).collect(),
-            kinds: events.iter().map(|event| stored::encode(&event.kind)).collect(),
-        }
+    pub(super) fn extend(&mut self, events: &[NewEvent]) {
+        self.ats.extend(events.iter().map(|event| nanos(event.at)));
+        self.sizes.extend(events.iter().map(|event| count(event.kind.log_bytes())));
+        self.kinds.extend(events.iter().map(|event| stored::encode(&event.kind)));
     }
 }
 
@@ -42,7 +41,9 @@ pub(super) async fn append(
     events: &[NewEvent],
     limit: LogLimit,
 ) -> sqlx::Result<()> {
-    let Events { ats, sizes, kinds } = Events::new(events);
+    let mut columns = Events::default();
+    columns.extend(events);
+    let Events { ats, sizes, kinds } = columns;
     let append = sql.query("SELECT ocore.append($1, $2, $3, $4, $5, $6, $7)");
     let append = append.bind(uuid(id)).bind(ats).bind(sizes).bind(kinds);
     let append = append.bind(count(limit.head_bytes)).bind(count(limit.tail_bytes));

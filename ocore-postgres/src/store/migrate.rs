@@ -32,6 +32,11 @@ pub const MIGRATIONS: &[Migration] = &[
         up: include_str!("../../migrations/0002_pins.up.sql"),
         down: include_str!("../../migrations/0002_pins.down.sql"),
     },
+    Migration {
+        version: 3,
+        up: include_str!("../../migrations/0003_batches.up.sql"),
+        down: include_str!("../../migrations/0003_batches.down.sql"),
+    },
 ];
 
 fn newest() -> u32 {

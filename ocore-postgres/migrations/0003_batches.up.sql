@@ -8,7 +8,7 @@ DROP TYPE ocore.log;
 -- The deployment that a lane starts next: the first one; while it needs a person, only the recovery of what it waits for; none
 -- while another is under way or the environment is paused.
 CREATE FUNCTION ocore.runnable(lane text, active uuid, attention uuid, paused boolean)
-RETURNS uuid LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
+RETURNS uuid LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     IF active IS NOT NULL THEN
         RETURN NULL;
@@ -22,7 +22,7 @@ BEGIN
             WHERE d.environment = lane AND d.phase = 'waiting' ORDER BY d.seq LIMIT 1);
 END $$;
 
-CREATE OR REPLACE FUNCTION ocore.place_lane() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION ocore.place_lane() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     was text := CASE WHEN old.ticket IS NULL THEN 'nowhere' WHEN old.active IS NULL THEN 'free' ELSE 'waiting' END;
     is_now text;
@@ -77,8 +77,8 @@ BEGIN
     -- Lanes are locked alone, and what belongs to them is read afterwards: one statement would see the new lane with the
     -- deployments of before.
     SELECT l.* INTO lane FROM ocore.lanes l
-    WHERE l.holder = me AND l.name <> ALL (skipped) AND NOT EXISTS (SELECT FROM unnest(busy) AS b WHERE b = l.name)
-    ORDER BY l.name LIMIT 1 FOR UPDATE OF l SKIP LOCKED;
+    WHERE l.holder = me AND l.name NOT IN (SELECT unnest(busy)) AND l.name <> ALL (skipped)
+    ORDER BY l.name LIMIT 1 FOR UPDATE SKIP LOCKED;
     IF lane.name IS NULL THEN
         SELECT l.* INTO lane FROM ocore.workers w JOIN ocore.lanes l ON l.holder = w.id
         WHERE w.id <> me AND (w.over OR w.lease_end <= moment) AND l.pool = ANY (pools) AND l.name <> ALL (skipped)

@@ -1,5 +1,6 @@
 //! The store on a real server, as its users have it.
 
+mod batches;
 mod connections;
 mod crowd;
 mod place;

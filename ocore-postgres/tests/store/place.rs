@@ -47,18 +47,21 @@ impl Place {
         PgConnection::connect(&self.url).await.expect("the server answers")
     }
 
+    /// A statement, written for a schema named `ocore`.
+    pub(crate) fn text(&self, statement: &str) -> AssertSqlSafe<String> {
+        AssertSqlSafe(statement.replace("ocore.", &format!("\"{}\".", self.schema)))
+    }
+
     /// Statements, written for a schema named `ocore`.
     pub(crate) async fn run(&self, statements: &str) -> sqlx::Result<()> {
-        let text = statements.replace("ocore.", &format!("\"{}\".", self.schema));
         let mut db = self.connect().await;
-        sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut db).await?;
+        sqlx::raw_sql(self.text(statements)).execute(&mut db).await?;
         db.close().await
     }
 
     pub(crate) async fn count(&self, query: &str) -> i64 {
-        let text = query.replace("ocore.", &format!("\"{}\".", self.schema));
         let mut db = self.connect().await;
-        sqlx::query_scalar(AssertSqlSafe(text)).fetch_one(&mut db).await.expect("the query is valid")
+        sqlx::query_scalar(self.text(query)).fetch_one(&mut db).await.expect("the query is valid")
     }
 }
 

@@ -1,5 +1,7 @@
 -- Back to one commit per transaction.
 
+DROP FUNCTION ocore.accept;
+DROP FUNCTION ocore.enter;
 DROP FUNCTION ocore.commit;
 DROP FUNCTION ocore.refuse;
 DROP FUNCTION ocore.append;

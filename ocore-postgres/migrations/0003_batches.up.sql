@@ -1,4 +1,5 @@
--- Commits of several lanes in one transaction, and fewer calls of functions for rows that keep their place.
+-- Commits of several lanes in one transaction; fewer calls of functions for rows that keep their place; fewer messages for a
+-- request.
 
 DROP FUNCTION ocore.commit;
 DROP FUNCTION ocore.append;
@@ -22,7 +23,7 @@ BEGIN
             WHERE d.environment = lane AND d.phase = 'waiting' ORDER BY d.seq LIMIT 1);
 END $$;
 
-CREATE OR REPLACE FUNCTION ocore.place_lane() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off AS $$
+CREATE OR REPLACE FUNCTION ocore.place_lane() RETURNS trigger LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     was text := CASE WHEN old.ticket IS NULL THEN 'nowhere' WHEN old.active IS NULL THEN 'free' ELSE 'waiting' END;
     is_now text;
@@ -62,7 +63,7 @@ CREATE INDEX lanes_waiting ON ocore.lanes (pool, due, ticket) WHERE ticket IS NO
 -- Claims a lane: one that the worker holds and does not know of, an abandoned one, one whose wait is over, a free one.
 CREATE OR REPLACE FUNCTION ocore.claim(
     me uuid, pools text[], busy text[], skipped text[], OUT answer text, OUT next_micros bigint, OUT work ocore.work
-) LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     moment timestamptz := ocore.now();
     lane ocore.lanes;
@@ -188,7 +189,7 @@ END $$;
 -- Appends events to a deployment's log.
 CREATE FUNCTION ocore.append(
     it uuid, ats bigint[], sizes bigint[], kinds text[], head_max bigint, tail_keep bigint, tail_max bigint
-) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     log ocore.log;
 BEGIN
@@ -271,7 +272,7 @@ END $$;
 -- locked are left out, and are to be sent alone: no lane waits for another one's.
 CREATE FUNCTION ocore.commit(
     sent ocore.sent[], event_of integer[], ats bigint[], sizes bigint[], kinds text[], snapshots jsonb
-) RETURNS SETOF ocore.committed LANGUAGE plpgsql SET enable_seqscan = off AS $$
+) RETURNS SETOF ocore.committed LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     moment timestamptz;
     fence_min bigint;
@@ -372,4 +373,41 @@ BEGIN
             WHERE NOT EXISTS (SELECT FROM unnest(accepted) AS a WHERE a.number = s.number)
               AND (s.environment = ANY (locked) OR cardinality(sent) = 1);
     END IF;
+END $$;
+
+-- Locks a lane for a request, and then tells all that decides about it: the deployment that was made of the same request before;
+-- or else the lane, its settings, how many wait. One statement would see the deployments as they were before the lock.
+CREATE FUNCTION ocore.enter(
+    lane text, it uuid, with_key text,
+    OUT record text, OUT record_seq bigint, OUT version bigint, OUT begun boolean, OUT cancel text,
+    OUT paused boolean, OUT attention uuid, OUT active uuid, OUT fence bigint, OUT seq bigint,
+    OUT settings text, OUT waiting bigint
+) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+    SELECT l.paused, l.attention, l.active, l.fence, l.seq INTO paused, attention, active, fence, seq
+    FROM ocore.lanes l WHERE l.name = lane FOR UPDATE;
+    SELECT d.record, d.seq, d.version, d.begun, d.cancel INTO record, record_seq, version, begun, cancel
+    FROM ocore.deployments d WHERE d.id = it;
+    IF record IS NULL AND with_key IS NOT NULL THEN
+        SELECT d.record, d.seq, d.version, d.begun, d.cancel INTO record, record_seq, version, begun, cancel
+        FROM ocore.deployments d WHERE d.environment = lane AND d.key = with_key;
+    END IF;
+    IF record IS NULL AND seq IS NOT NULL THEN
+        SELECT e.settings INTO settings FROM ocore.environments e WHERE e.name = lane;
+        SELECT count(*) INTO waiting FROM ocore.deployments d WHERE d.environment = lane AND d.phase = 'waiting';
+    END IF;
+END $$;
+
+-- Puts a deployment at the end of its lane, which is locked.
+CREATE FUNCTION ocore.accept(
+    it uuid, lane text, its_seq bigint, version bigint, begun boolean, phase text, status text, trigger_kind text, key text,
+    requested_at bigint, answers uuid, recovers uuid, target uuid, record text, event_at bigint, event text
+) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+BEGIN
+    INSERT INTO ocore.deployments (id, environment, seq, version, begun, phase, status, trigger_kind, key, requested_at,
+                                   answers, recovers, target, record, log_last)
+    VALUES (it, lane, its_seq, version, begun, phase, status, trigger_kind, key, requested_at,
+            answers, recovers, target, record, 1);
+    INSERT INTO ocore.events (deployment, seq, at, bytes, kind) VALUES (it, 1, event_at, 0, event);
+    UPDATE ocore.lanes l SET seq = its_seq WHERE l.name = lane;
 END $$;

@@ -22,7 +22,7 @@ pub(super) struct Lane {
     pub(super) seq: u64,
 }
 
-type Columns = (bool, Option<Uuid>, Option<Uuid>, i64, i64);
+pub(super) type Columns = (bool, Option<Uuid>, Option<Uuid>, i64, i64);
 
 impl Lane {
     /// The lane, and its lock until the transaction ends.
@@ -36,7 +36,7 @@ impl Lane {
         Ok(row.bind(name.as_str()).fetch_optional(db).await?.map(|row| Self::read(name, row)))
     }
 
-    fn read(name: &EnvironmentName, row: Columns) -> Self {
+    pub(super) fn read(name: &EnvironmentName, row: Columns) -> Self {
         let (paused, attention, active, fence, seq) = row;
         Self {
             name: name.clone(),

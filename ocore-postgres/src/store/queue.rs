@@ -29,24 +29,24 @@ pub(super) async fn enqueue(
     at: DateTime<Utc>,
 ) -> sqlx::Result<Enqueued> {
     // The lane's lock first: of two who ask the same at the same time, the second finds what the first has made.
-    let lane = Lane::lock(db, sql, &new.environment).await?;
-    if let Some(existing) = existing(db, sql, &new).await? {
-        return Ok(Enqueued::Existing(Box::new(existing)));
+    let entered = enter(db, sql, &new).await?;
+    if let Some(existing) = entered.existing() {
+        return Ok(Enqueued::Existing(Box::new(existing?)));
     }
-    let Some(lane) = lane else { return Ok(Enqueued::NoSuchEnvironment) };
+    let (Some(lane), Some(settings)) = (entered.lane(&new.environment), &entered.settings) else {
+        return Ok(Enqueued::NoSuchEnvironment);
+    };
     let is_recovery = match new.request.trigger {
         Trigger::Recovery { of } if !lane.waits_for(db, sql, of).await? => return Ok(Enqueued::NotWaiting),
         Trigger::Recovery { .. } => true,
         _ => false,
     };
-    let settings = sql.scalar::<String>("SELECT settings FROM ocore.environments WHERE name = $1");
-    let settings = settings.bind(lane.name.as_str()).fetch_one(&mut *db).await?;
-    let environment = read_settings(&settings)?;
+    let environment = read_settings(settings)?;
     let policy = environment.policy();
     let taken = superseded(db, sql, &new, policy.supersede).await?;
-    let length_max = policy.queue_length_max;
+    let (waiting, length_max) = (entered.waiting(), policy.queue_length_max);
     // A recovery always finds a place: without it, a full queue could never go on.
-    if !is_recovery && waiting(db, sql, &lane.name).await?.saturating_sub(taken.len()) >= length_max {
+    if !is_recovery && waiting.saturating_sub(taken.len()) >= length_max {
         return Ok(Enqueued::Full { length_max });
     }
     let mut deployment = Deployment::accepted(new, Seq::new(lane.seq + 1), at);
@@ -55,29 +55,53 @@ pub(super) async fn enqueue(
     for queued in taken {
         end_in_queue(db, sql, queued, Vec::new(), Cause::Superseded { by: deployment.id }, at).await?;
     }
-    insert(db, sql, &deployment).await?;
-    log::append(db, sql, deployment.id, &[NewEvent::new(at, EventKind::Queued)], LogLimit::DEFAULT).await?;
-    let counted = sql.query("UPDATE ocore.lanes SET seq = seq + 1 WHERE name = $1");
-    counted.bind(lane.name.as_str()).execute(db).await?;
+    accept(db, sql, &deployment, NewEvent::new(at, EventKind::Queued)).await?;
     Ok(Enqueued::Accepted { deployment: Box::new(deployment), superseded })
 }
 
-async fn existing(db: &mut PgConnection, sql: &Sql, new: &NewDeployment) -> sqlx::Result<Option<Deployment>> {
-    if let Some(known) = Record::find(db, sql, new.id).await? {
-        return Ok(Some(known));
-    }
-    let Some(key) = &new.request.key else { return Ok(None) };
-    let seen = sql.rows::<Record>(
-        "SELECT record, seq, version, begun, cancel FROM ocore.deployments WHERE environment = $1 AND key = $2",
-    );
-    let seen = seen.bind(new.environment.as_str()).bind(key).fetch_optional(db).await?;
-    seen.map(Record::read).transpose()
+/// What decides about a request, with the lane locked.
+#[derive(sqlx::FromRow)]
+struct Entered {
+    record: Option<String>,
+    record_seq: Option<i64>,
+    version: Option<i64>,
+    begun: Option<bool>,
+    cancel: Option<String>,
+    paused: Option<bool>,
+    attention: Option<Uuid>,
+    active: Option<Uuid>,
+    fence: Option<i64>,
+    seq: Option<i64>,
+    settings: Option<String>,
+    waiting: Option<i64>,
 }
 
-async fn waiting(db: &mut PgConnection, sql: &Sql, name: &EnvironmentName) -> sqlx::Result<usize> {
-    let count = sql
-        .scalar::<i64>("SELECT count(*) FROM ocore.deployments WHERE environment = $1 AND phase = 'waiting'");
-    Ok(usize::try_from(count.bind(name.as_str()).fetch_one(db).await?).unwrap_or(usize::MAX))
+impl Entered {
+    /// What was made of the same request before.
+    fn existing(&self) -> Option<sqlx::Result<Deployment>> {
+        let record = Record {
+            record: self.record.clone()?,
+            seq: self.record_seq?,
+            version: self.version?,
+            begun: self.begun?,
+            cancel: self.cancel.clone(),
+        };
+        Some(record.read())
+    }
+
+    fn lane(&self, name: &EnvironmentName) -> Option<Lane> {
+        Some(Lane::read(name, (self.paused?, self.attention, self.active, self.fence?, self.seq?)))
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.map_or(0, |waiting| usize::try_from(waiting).unwrap_or(usize::MAX))
+    }
+}
+
+async fn enter(db: &mut PgConnection, sql: &Sql, new: &NewDeployment) -> sqlx::Result<Entered> {
+    let enter = sql.rows("SELECT * FROM ocore.enter($1, $2, $3)");
+    let enter = enter.bind(new.environment.as_str()).bind(uuid(new.id)).bind(new.request.key.as_deref());
+    enter.fetch_one(db).await
 }
 
 /// The queued deployments whose place the new one takes, in order.
@@ -104,14 +128,16 @@ async fn superseded(
     Ok(superseded)
 }
 
-async fn insert(db: &mut PgConnection, sql: &Sql, deployment: &Deployment) -> sqlx::Result<()> {
-    let insert = sql.query(
-        "INSERT INTO ocore.deployments (id, environment, seq, version, begun, phase, status, trigger_kind, key,
-                                        requested_at, answers, recovers, record, target)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
-    );
+async fn accept(
+    db: &mut PgConnection,
+    sql: &Sql,
+    deployment: &Deployment,
+    event: NewEvent,
+) -> sqlx::Result<()> {
+    let accept = sql
+        .query("SELECT ocore.accept($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)");
     let (status, kept) = (deployment.status(), &deployment.kept_by_store);
-    let insert = insert
+    let accept = accept
         .bind(uuid(deployment.id))
         .bind(deployment.environment.as_str())
         .bind(count(kept.seq.get()))
@@ -124,9 +150,11 @@ async fn insert(db: &mut PgConnection, sql: &Sql, deployment: &Deployment) -> sq
         .bind(nanos(deployment.requested_at))
         .bind(deployment.answers().map(uuid))
         .bind(queue::recovers(deployment).map(uuid))
+        .bind(deployment.rolls_back_to().map(uuid))
         .bind(stored::encode(deployment))
-        .bind(deployment.rolls_back_to().map(uuid));
-    insert.execute(db).await.map(drop)
+        .bind(nanos(event.at))
+        .bind(stored::encode(&event.kind));
+    accept.execute(db).await.map(drop)
 }
 
 /// Ends a deployment that waits, with the events that led to that.

@@ -22,7 +22,7 @@ use ocore_core::{
 
 /// Every port but the store, answering at once.
 #[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
+#[expect(clippy::exhaustive_structs, reason = "there is nothing in it")]
 pub struct Nothing;
 
 #[async_trait]

@@ -17,7 +17,12 @@ What people and CI run.
         --seeds N                      so many random schedules
         --pairs                        every pair of faults
                                        (all options: cargo xtask simulate --help)
-    cargo xtask bench [ARGUMENT …]     the benches; arguments go to `cargo bench`, as in: --bench engine
+    cargo xtask bench store [OPTION …] the stores beside their peers, on a PostgreSQL server of its own
+    cargo xtask bench snapshot [OPTION …]
+                                       the snapshots beside pg_dump and pg_restore, likewise
+    cargo xtask bench [ARGUMENT …]     the other benches; arguments go to `cargo bench`, as in: --bench engine
+    cargo xtask kill [DEPLOYMENTS]     workers are killed and servers restarted during so many deployments, 5000 by
+                                       default, on PostgreSQL
     cargo xtask help                   this text
 ";
 
@@ -28,6 +33,7 @@ enum Task {
     Test,
     Simulate(Vec<String>),
     Bench(Vec<String>),
+    Kill(u32),
 }
 
 impl Task {
@@ -41,6 +47,10 @@ impl Task {
             (Some("test"), [first, ..]) => Err(format!("`test` takes no arguments, but got {first:?}")),
             (Some("simulate"), _) => Ok(Self::Simulate(rest)),
             (Some("bench"), _) => Ok(Self::Bench(rest)),
+            (Some("kill"), []) => Ok(Self::Kill(5000)),
+            (Some("kill"), [count]) => {
+                count.parse().map(Self::Kill).map_err(|_| format!("{count:?} is no number of deployments"))
+            }
             (name, _) => Err(format!("there is no task {:?}", name.unwrap_or("help with arguments"))),
         }
     }
@@ -52,6 +62,7 @@ fn main() -> ExitCode {
         Ok(Task::Test) => steps::test(),
         Ok(Task::Simulate(options)) => steps::simulate(options).run(),
         Ok(Task::Bench(arguments)) => steps::bench(arguments).run(),
+        Ok(Task::Kill(deployments)) => steps::kill(deployments).run(),
         Err(mistake) => {
             eprintln!("xtask: {mistake}\n\n{HELP}");
             return ExitCode::from(2);
@@ -96,5 +107,8 @@ mod tests {
         let options = ["--seeds", "7", "--pairs"].map(str::to_owned).to_vec();
         check("simulate --seeds 7 --pairs", Ok(Task::Simulate(options)));
         check("bench", Ok(Task::Bench(Vec::new())));
+        check("kill", Ok(Task::Kill(5000)));
+        check("kill 7", Ok(Task::Kill(7)));
+        check("kill all", Err("no number"));
     }
 }

@@ -19,7 +19,7 @@ const WITH_POSTGRES: &str = "run --quiet -p ocore-test-postgres --bin shared-pos
 pub(crate) struct Step {
     name: &'static str,
     arguments: Vec<String>,
-    variables: Vec<(&'static str, &'static str)>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Step {
@@ -38,8 +38,8 @@ impl Step {
         self
     }
 
-    fn variable(mut self, name: &'static str, value: &'static str) -> Self {
-        self.variables.push((name, value));
+    fn variable(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.variables.push((name, value.to_string()));
         self
     }
 
@@ -57,7 +57,7 @@ impl Step {
         let root =
             Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder of the workspace");
         let mut command = Command::new(cargo);
-        command.args(&self.arguments).current_dir(root).envs(self.variables.iter().copied());
+        command.args(&self.arguments).current_dir(root).envs(self.variables.iter().cloned());
         let status = command.status().map_err(|error| format!("cannot run cargo: {error}"))?;
         if status.success() { Ok(()) } else { Err(format!("`{}` ended with {status}", self.command_line())) }
     }
@@ -112,9 +112,22 @@ pub(crate) fn simulate(options: Vec<String>) -> Step {
     Step::new("simulation", &format!("run --quiet --profile {profile} --bin simulate --")).with(options)
 }
 
-/// The benches.
-pub(crate) fn bench(arguments: Vec<String>) -> Step {
-    Step::new("benches", "bench -p ocore-benches").with(arguments)
+/// The benches: programs that run us and our peers side by side, or else those of `cargo bench`.
+pub(crate) fn bench(mut arguments: Vec<String>) -> Step {
+    match arguments.first().map(String::as_str) {
+        Some(name @ ("store" | "snapshot")) => {
+            let program = format!("run --quiet --release -p ocore-benches --bin {name} --");
+            arguments.remove(0);
+            Step::new("bench", &program).with(arguments)
+        }
+        _ => Step::new("benches", "bench -p ocore-benches").with(arguments),
+    }
+}
+
+/// The kill test on PostgreSQL, with so many deployments.
+pub(crate) fn kill(deployments: u32) -> Step {
+    let test = "test --release -p ocore-kill-tests --test kill_postgres -- --nocapture";
+    Step::new("kill", test).variable("OCORE_DEPLOYMENTS", deployments)
 }
 
 fn seconds(duration: Duration) -> String {
@@ -126,7 +139,7 @@ fn seconds(duration: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Step, all, simulate};
+    use super::{Step, all, bench, kill, simulate};
 
     #[test]
     fn tests_run_with_and_without_nextest() {
@@ -143,6 +156,14 @@ mod tests {
     fn options_reach_the_simulation() {
         let step = simulate(vec!["--seeds".into(), "7".into()]);
         assert!(step.command_line().ends_with("--bin simulate -- --seeds 7"), "{}", step.command_line());
+    }
+
+    #[test]
+    fn a_bench_beside_peers_is_a_program() {
+        let line = |words: &str| bench(words.split_whitespace().map(str::to_owned).collect()).command_line();
+        assert!(line("store --quick").ends_with("--release -p ocore-benches --bin store -- --quick"));
+        assert_eq!(line("--bench engine"), "cargo bench -p ocore-benches --bench engine");
+        assert!(kill(7).command_line().starts_with("OCORE_DEPLOYMENTS=\"7\" cargo test"));
     }
 
     #[test]

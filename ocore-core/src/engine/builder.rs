@@ -195,7 +195,8 @@ pub struct Timing {
     pub lease: Duration,
     /// A worker stops its work this long after it sent its last heartbeat that was answered. 7 s.
     pub watchdog: Duration,
-    /// An idle worker looks for work this often; hints make it look sooner. 1 s, jittered by a quarter.
+    /// A worker looks for work this often, and after thirty looks in vain a third as often; hints make it look sooner. 1 s,
+    /// jittered by a quarter.
     pub poll: Duration,
     /// The deadline of a call of the store. 5 s.
     pub store_call: Duration,

@@ -36,6 +36,10 @@ use crate::{
 /// Hints are followed this often at most.
 const HINT_INTERVAL: Duration = Duration::from_millis(20);
 
+/// After so many looks in vain a worker counts as idle, and looks so many times more rarely.
+const IDLE_POLLS: u32 = 30;
+const IDLE_FACTOR: u32 = 3;
+
 /// How long a lane waits that the store cannot write: doubled each time.
 const STUCK_WAIT_MIN: Duration = Duration::from_secs(5);
 
@@ -260,6 +264,8 @@ impl Crew {
     }
 
     async fn claim_lanes(self: Arc<Self>) {
+        // Looks in vain, one after the other, that nothing but time had asked for.
+        let mut idle: u32 = 0;
         loop {
             let slots = self.slots.clone();
             let Ok(slot) = slots.acquire_owned().await else { return };
@@ -272,10 +278,15 @@ impl Crew {
             pin_mut!(work, hint);
             let wait = match self.claim().await {
                 Ok(Claimed::Work(claim)) => {
+                    idle = 0;
                     self.start(*claim, slot);
                     continue;
                 }
-                Ok(Claimed::Idle { next }) => next.unwrap_or(Duration::MAX).min(self.jittered_poll()),
+                Ok(Claimed::Idle { next }) => {
+                    let poll = self.jittered_poll();
+                    let poll = if idle < IDLE_POLLS { poll } else { poll * IDLE_FACTOR };
+                    next.unwrap_or(Duration::MAX).min(poll)
+                }
                 Ok(Claimed::Expired) => return self.lease.end(),
                 Err(error) => {
                     tracing::warn!(%error, "a claim failed");
@@ -283,10 +294,11 @@ impl Crew {
                 }
             };
             drop(slot);
+            idle = idle.saturating_add(1);
             select_biased! {
-                () = work => {}
-                () = hint => {}
-                () = self.freed.notified().fuse() => {}
+                () = work => idle = 0,
+                () = hint => idle = 0,
+                () = self.freed.notified().fuse() => idle = 0,
                 () = self.shared.executor.sleep(wait).fuse() => {}
             }
         }

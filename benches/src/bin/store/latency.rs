@@ -189,8 +189,8 @@ pub(crate) async fn idle(place: &Place, duration: Duration) -> f64 {
         count
     };
     let _running = Running::start(&worker);
-    // Until it has begun, and has looked in vain for a while.
-    tokio::time::sleep(duration / 2).await;
+    // Until it has looked in vain so often that it counts as idle.
+    tokio::time::sleep(Duration::from_secs(40)).await;
     let (before, begun) = (count().await, Instant::now());
     tokio::time::sleep(duration).await;
     let after = count().await;

@@ -1,6 +1,6 @@
 //! Servers that stop, connections that are lost, records that cannot be read.
 
-use std::{future::Future, pin::pin, time::Duration};
+use std::{future::Future, time::Duration};
 
 use ocore_core::{
     port::{Claimed, Enqueued, EnvironmentStore as _, QueueStore as _, StoreErrorKind, StoreResult},
@@ -103,32 +103,6 @@ async fn a_connection_that_the_server_ends_is_replaced() {
     }
     let lane = store.lane(&lab::name("a")).await.unwrap().unwrap();
     assert_eq!(lane.waiting.len(), 5);
-}
-
-#[tokio::test]
-async fn a_call_that_is_dropped_at_any_poll_happens_wholly_or_not_at_all() {
-    let place = Place::new();
-    let store = place.builder().connections_max(2).migrate().await.unwrap();
-    save(&store, "a").await;
-    for polls in 0..30_u64 {
-        let new = lab::new_deployment(polls + 1, &lab::name("a"), Trigger::Manual);
-        {
-            let mut call = pin!(store.enqueue(new.clone(), lab::at(0)));
-            for _ in 0..polls {
-                if futures::poll!(call.as_mut()).is_ready() {
-                    break;
-                }
-                tokio::task::yield_now().await;
-            }
-        }
-        let answer = store.enqueue(new, lab::at(0)).await.unwrap();
-        assert!(matches!(answer, Enqueued::Accepted { .. } | Enqueued::Existing(_)), "{answer:?}");
-    }
-    let lane = store.lane(&lab::name("a")).await.unwrap().unwrap();
-    assert_eq!(lane.waiting.len(), 30);
-    let open = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'
-                AND query LIKE '%' || 'ocore.' || '%'";
-    assert_eq!(place.count(open).await, 0, "a connection was left in a transaction");
 }
 
 #[tokio::test]

@@ -3,6 +3,8 @@
 mod batches;
 mod connections;
 mod crowd;
+mod dropped;
 mod place;
 mod requests;
+mod scene;
 mod schema;

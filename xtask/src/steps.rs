@@ -112,13 +112,12 @@ pub(crate) fn simulate(options: Vec<String>) -> Step {
     Step::new("simulation", &format!("run --quiet --profile {profile} --bin simulate --")).with(options)
 }
 
-/// The benches: programs that run us and our peers side by side, or else those of `cargo bench`.
+/// The benches: a program that runs us and our peers side by side, or else those of `cargo bench`.
 pub(crate) fn bench(mut arguments: Vec<String>) -> Step {
     match arguments.first().map(String::as_str) {
-        Some(name @ ("store" | "snapshot")) => {
-            let program = format!("run --quiet --release -p ocore-benches --bin {name} --");
+        Some("store") => {
             arguments.remove(0);
-            Step::new("bench", &program).with(arguments)
+            Step::new("bench", "run --quiet --release -p ocore-benches --bin store --").with(arguments)
         }
         _ => Step::new("benches", "bench -p ocore-benches").with(arguments),
     }

@@ -56,8 +56,7 @@ async fn main() -> ExitCode {
         arguments.waiting /= 10;
         arguments.over /= 10;
     }
-    let peers = if arguments.no_peers { None } else { Some(Peers::build()) };
-    let peers = match peers.transpose() {
+    let peers = match if arguments.no_peers { Ok(None) } else { Peers::build() } {
         Ok(peers) => peers,
         Err(reason) => {
             eprintln!("bench store: {reason}");

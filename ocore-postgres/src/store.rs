@@ -48,8 +48,8 @@ use self::{batch::Batches, claim::Unreadable, database::Database, sql::Sql};
 /// A store in one schema of a PostgreSQL database, 13 or newer.
 ///
 /// Any number of processes on any number of machines share it. A call is one transaction; claims, heartbeats and commits
-/// are one statement. It happens wholly or not at all, also if its future is dropped. Leases and waits go by the server's
-/// clock alone.
+/// are one statement, and commits of more than four lanes at the same time share one. A call happens wholly or not at all, also
+/// if its future is dropped. Leases and waits go by the server's clock alone.
 ///
 /// **Connections**: a pool of at most [`connections_max`](Builder::connections_max), one for heartbeats, and one that
 /// listens for changes unless [`hints`](Builder::hints) are off.

@@ -6,7 +6,7 @@ use ocore_postgres::store::PostgresStore;
 
 use crate::{
     place::Place,
-    scene::{CALLS, Call, Scene, difference},
+    scene::{CALLS, Call, Eyes, Scene, difference},
 };
 
 /// Polls the call so often, then drops it. Whether it had ended by then.
@@ -26,12 +26,13 @@ async fn drop_at(polls: u64, scene: &Scene, store: &PostgresStore) -> bool {
 }
 
 async fn dropped_everywhere(place: &Place, store: &PostgresStore) {
+    let mut eyes = Eyes::open(place).await;
     for (number, call) in (0..).zip(CALLS) {
         // What the call does when nobody drops it.
         let whole = Scene::begin(store, call, number * 100).await;
-        let before = whole.seen(store, place).await;
+        let before = whole.seen(&mut eyes).await;
         whole.make(store).await.expect("the store answers");
-        let after = whole.seen(store, place).await;
+        let after = whole.seen(&mut eyes).await;
         assert_eq!(before == after, call == Call::Read, "{call:?} changes something");
         for polls in 1..100 {
             let scene = Scene::begin(store, call, number * 100 + polls).await;
@@ -39,10 +40,10 @@ async fn dropped_everywhere(place: &Place, store: &PostgresStore) {
             // A plain write through the same connections is on the disk once it is acknowledged.
             let other = Scene::begin(store, Call::Enqueue, 100_000 + number * 100 + polls).await;
             other.make(store).await.expect("the store answers");
-            assert!(other.seen(store, place).await.contains("Queued"), "{call:?}: a write was lost");
+            assert!(other.seen(&mut eyes).await.contains("Queued"), "{call:?}: a write was lost");
             if !scene.adds() {
                 scene.make(store).await.expect("the store answers");
-                let differs = difference(&scene.seen(store, place).await, &after);
+                let differs = difference(&scene.seen(&mut eyes).await, &after);
                 assert_eq!(differs, None, "{call:?}, dropped at poll {polls} and made again");
             }
             if ended {

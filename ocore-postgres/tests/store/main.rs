@@ -5,6 +5,8 @@ mod connections;
 mod crowd;
 mod dropped;
 mod place;
+mod proxy;
 mod requests;
 mod scene;
 mod schema;
+mod wire;

@@ -32,6 +32,22 @@ impl Place {
         Self { url, schema: format!("store-{}-{number}", std::process::id()) }
     }
 
+    /// A schema in a database that nobody else is in.
+    pub(crate) async fn own_database() -> Self {
+        let place = Self::new();
+        let mut db = place.connect().await;
+        let create = AssertSqlSafe(format!("CREATE DATABASE \"{}\"", place.schema));
+        sqlx::raw_sql(create).execute(&mut db).await.expect("a database can be made");
+        Self { url: ocore_test_postgres::shared_url(&place.schema), schema: place.schema }
+    }
+
+    /// Where the server listens.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        let (_, host) = self.url.split_once('@').expect("it is a server's URL");
+        let (address, _) = host.split_once('/').expect("it is a server's URL");
+        address.parse().expect("it is an address")
+    }
+
     pub(crate) fn builder(&self) -> Builder {
         // Patient: the machine may be busy with much else.
         let builder = PostgresStore::builder(self.url.parse().expect("it is a URL"))
@@ -60,8 +76,11 @@ impl Place {
     }
 
     pub(crate) async fn count(&self, query: &str) -> i64 {
-        let mut db = self.connect().await;
-        sqlx::query_scalar(self.text(query)).fetch_one(&mut db).await.expect("the query is valid")
+        self.count_on(&mut self.connect().await, query).await
+    }
+
+    pub(crate) async fn count_on(&self, db: &mut PgConnection, query: &str) -> i64 {
+        sqlx::query_scalar(self.text(query)).fetch_one(db).await.expect("the query is valid")
     }
 }
 

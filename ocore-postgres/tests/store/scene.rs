@@ -15,6 +15,7 @@ use ocore_core::{
     testing::laws::store::lab,
 };
 use ocore_postgres::store::PostgresStore;
+use sqlx::PgConnection;
 
 use crate::place::Place;
 
@@ -60,6 +61,25 @@ pub(crate) const CALLS: [Call; 18] = [
     Call::Pin,
     Call::Read,
 ];
+
+/// What a store is looked at with, by connections that nobody disturbs.
+pub(crate) struct Eyes {
+    place: Place,
+    store: PostgresStore,
+    db: PgConnection,
+}
+
+impl Eyes {
+    pub(crate) async fn open(place: &Place) -> Self {
+        let place = Place { url: place.url.clone(), schema: place.schema.clone() };
+        let (store, db) = (place.open().await, place.connect().await);
+        Self { place, store, db }
+    }
+
+    pub(crate) async fn count(&mut self, query: &str) -> i64 {
+        self.place.count_on(&mut self.db, query).await
+    }
+}
 
 /// A lane in a pool of its own, with deployments and a worker of its own: brought to where a call changes something.
 #[derive(Clone)]
@@ -244,15 +264,13 @@ impl Scene {
     ///
     /// # Panics
     /// If the store cannot be read.
-    pub(crate) async fn seen(&self, store: &PostgresStore, place: &Place) -> String {
-        let visible = self.visible(store).await.expect("the store can be read");
-        let worker = self.worker.id.as_u128();
-        let count = |condition: &str| {
-            format!("SELECT count(*) FROM ocore.workers WHERE id = '{:032x}'::uuid AND {condition}", worker)
-        };
-        let registered = place.count(&count("NOT over")).await;
-        let retired = place.count(&count("over")).await;
-        self.alike(&format!("{visible}\nworker: {registered} {retired}"))
+    pub(crate) async fn seen(&self, eyes: &mut Eyes) -> String {
+        let visible = self.visible(&eyes.store).await.expect("the store can be read");
+        let worker = format!("{:032x}", self.worker.id.as_u128());
+        let known = format!(
+            "SELECT coalesce(sum(1 + over::integer), 0) FROM ocore.workers WHERE id = '{worker}'::uuid"
+        );
+        self.alike(&format!("{visible}\nworker: {}", eyes.count(&known).await))
     }
 
     async fn visible(&self, store: &PostgresStore) -> StoreResult<String> {

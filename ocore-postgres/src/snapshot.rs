@@ -7,6 +7,7 @@ mod contents;
 mod dump;
 mod finish;
 mod ledger;
+mod logins;
 mod manifest;
 mod preflight;
 mod replaced;
@@ -30,7 +31,11 @@ use ocore_core::{
     release::Snapshot,
 };
 
-pub use self::{builder::PostgresSnapshotterBuilder, replaced::Replaced};
+pub use self::{
+    builder::PostgresSnapshotterBuilder,
+    logins::{Login, Logins},
+    replaced::Replaced,
+};
 use self::{
     finish::Background,
     ledger::{Ledger, exists},
@@ -156,6 +161,7 @@ struct Shared {
     server_files: Option<PathBuf>,
     keep_replaced: Duration,
     keep_clones: Duration,
+    shut_out: bool,
     /// The extensions that could be made in an empty database.
     rehearsed: Mutex<BTreeSet<String>>,
 }

@@ -32,6 +32,7 @@ impl PostgresSnapshotterBuilder {
             server_files: None,
             keep_replaced: DAY,
             keep_clones: DAY,
+            shut_out: false,
             rehearsed: Mutex::default(),
         };
         Self { shared }
@@ -94,6 +95,14 @@ impl PostgresSnapshotterBuilder {
     #[must_use]
     pub const fn keep_clones(mut self, duration: Duration) -> Self {
         self.shared.keep_clones = duration;
+        self
+    }
+
+    /// Whether every login of [`Logins`](super::Logins) is shut out of a database before it is restored, and before its
+    /// snapshot is taken when the application is stopped. For platforms whose applications come in by those; not otherwise.
+    #[must_use]
+    pub const fn shut_out_logins(mut self, shut_out: bool) -> Self {
+        self.shared.shut_out = shut_out;
         self
     }
 

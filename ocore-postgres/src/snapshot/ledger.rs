@@ -23,7 +23,8 @@ pub(super) const POLL: Duration = Duration::from_millis(10);
 /// A session that manages databases: it keeps the ledger, in the schema `ocore_snapshot` of the maintenance database.
 ///
 /// `place` has the highest fence that was let in per database, and whether the database is closed to everybody. `made`
-/// has the databases that exist beside it: a row is written before its database is made.
+/// has the databases that exist beside it: a row is written before its database is made. `login` has the roles that were
+/// made for applications.
 pub(super) struct Ledger {
     pub(super) session: Session,
 }
@@ -82,13 +83,18 @@ const TABLES: &str = "
         reference text NOT NULL,
         made_at timestamptz NOT NULL DEFAULT clock_timestamp()
     );
+    CREATE TABLE IF NOT EXISTS ocore_snapshot.login (
+        role text PRIMARY KEY,
+        database text NOT NULL,
+        fence bigint NOT NULL
+    );
     COMMENT ON SCHEMA ocore_snapshot IS 'ocore: the databases that it has made, and who may change one'";
 
 impl Ledger {
     /// Opens a session in the maintenance database; the ledger is made if it is not there.
     pub(super) async fn open(server: &Server, context: &Context, application: &str) -> Result<Self> {
         let mut session = server.session(context, server.maintenance(), application).await?;
-        let is_there = "SELECT to_regclass('ocore_snapshot.made') IS NOT NULL";
+        let is_there = "SELECT to_regclass('ocore_snapshot.login') IS NOT NULL";
         if !session.is(is_there, &[]).await? {
             if !session.is("SELECT has_database_privilege(current_database(), 'CREATE')", &[]).await? {
                 let (database, user) = (name(server.maintenance()), name(server.user()));

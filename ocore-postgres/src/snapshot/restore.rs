@@ -45,10 +45,12 @@ impl Shared {
             ))),
             (manifest::Held::Absent, Some(database)) => {
                 let mut held = self.enter(context, database).await?;
+                self.shut_logins_out(context, &mut held).await?;
                 self.remove_database(context, &mut held, reference).await
             }
             (manifest::Held::Database(copied), Some(database)) => {
                 let mut held = self.enter(context, database).await?;
+                self.shut_logins_out(context, &mut held).await?;
                 let side = self.side(context, &mut held, &manifest, copied, &directory).await?;
                 self.replace(context, &mut held, Some((&side, copied)), reference).await
             }

@@ -7,7 +7,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use ocore_core::{
-    environment::Instance,
+    environment::{Instance, SnapshotWhen},
     port::{Context, Error, Result},
     release::Snapshot,
 };
@@ -49,6 +49,9 @@ impl Shared {
             return self.record_nothing(context, instance, database, manifest::Held::Absent);
         }
         let report = self.preflight(context, &mut held).await?;
+        if context.environment().policy().snapshot == SnapshotWhen::AfterStop {
+            self.shut_logins_out(context, &mut held).await?;
+        }
         let reference = self.shelf.free_reference(context, &instance.name);
         let partial = self.shelf.begin(&reference, database)?;
         let (strategy, because) = (report.strategy, report.because.clone());

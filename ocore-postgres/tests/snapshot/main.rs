@@ -7,6 +7,7 @@ mod exchange;
 mod faults;
 mod kill;
 mod laws;
+mod logins;
 mod preflight;
 mod round_trip;
 mod site;

@@ -56,7 +56,7 @@ async fn main() -> ExitCode {
         arguments.waiting /= 10;
         arguments.over /= 10;
     }
-    let peers = match if arguments.no_peers { Ok(None) } else { Peers::build() } {
+    let peers = match (!arguments.no_peers).then(Peers::build).transpose() {
         Ok(peers) => peers,
         Err(reason) => {
             eprintln!("bench store: {reason}");

@@ -95,6 +95,14 @@ async fn tables(
     Ok(tables)
 }
 
+/// How much room the tables take up, without their indexes: about what a dump of them will have.
+pub(super) async fn tables_bytes(session: &mut Session) -> Result<u64> {
+    let question = "SELECT coalesce(sum(pg_table_size(oid)), 0)::bigint FROM pg_class \
+                    WHERE relkind = 'r' AND relnamespace <> 'pg_catalog'::regnamespace";
+    let bytes = session.row(question, &[]).await?.map(|row| column::<i64>(&row, 0)).transpose()?;
+    Ok(u64::try_from(bytes.unwrap_or(0)).unwrap_or(0))
+}
+
 /// What differs between what was dumped and what was restored, in words; nothing if they are equal.
 pub(super) fn difference(dumped: &Contents, restored: &Contents) -> Option<String> {
     if dumped.large_objects != restored.large_objects {

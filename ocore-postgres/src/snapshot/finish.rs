@@ -98,7 +98,7 @@ impl Shared {
         }
         let directory = self.shelf.place(reference)?;
         let manifest = Manifest::read(&directory)?;
-        let Some((clone, size_bytes)) = undumped(&manifest) else { return Ok(()) };
+        let Some(clone) = undumped(&manifest) else { return Ok(()) };
         if !ledger.is_intact(&clone).await? {
             return Err(Error::permanent(format!("the clone {} is not there any more", clone.database)));
         }
@@ -113,8 +113,7 @@ impl Shared {
         }
         let partial = directory.join(DUMP_PARTIAL);
         shelf::at(shelf::remove_file(&partial), "remove", &partial)?;
-        let dumping =
-            Dumping { database: &clone.database, size_bytes, directory: &directory, file: DUMP_PARTIAL };
+        let dumping = Dumping { database: &clone.database, directory: &directory, file: DUMP_PARTIAL };
         let dumped = self.dump(context, &dumping).await;
         if dumped.is_err() {
             drop(shelf::remove_file(&partial));
@@ -242,10 +241,9 @@ impl Shared {
     }
 }
 
-/// The clone that has still to be dumped, and about how large that is.
-fn undumped(manifest: &Manifest) -> Option<(Cloned, u64)> {
+/// The clone that has still to be dumped.
+fn undumped(manifest: &Manifest) -> Option<Cloned> {
     let manifest::Held::Database(copied) = &manifest.data else { return None };
     let wanted = copied.strategy == super::Strategy::CloneThenDump.text() && copied.dump.is_none();
-    let clone = copied.clone.clone().filter(|_| wanted)?;
-    Some((clone, copied.source.size_bytes))
+    copied.clone.clone().filter(|_| wanted)
 }

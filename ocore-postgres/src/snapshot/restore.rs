@@ -1,12 +1,14 @@
 //! Putting a snapshot back: a side database is made and checked, and then takes the application's place.
 
-use std::{io::Write as _, path::Path};
+use std::{convert::Infallible, io::Write as _, path::Path, time::Duration};
 
 use ocore_core::{
     environment::Instance,
+    event::{Progress, Unit},
     port::{Classify as _, Context, Error, Result},
     release::Snapshot,
 };
+use tokio::time::sleep;
 
 use super::{
     Shared,
@@ -19,6 +21,14 @@ use super::{
     shelf::{self, DUMP},
     tools::Tools,
 };
+
+/// How often it is shown what a restore is at.
+const SHOWN_EVERY: Duration = Duration::from_millis(250);
+
+/// Indexes, and foreign keys, of the tables of a database.
+const INDEXES: &str = "SELECT (SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid \
+     JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema') \
+     + (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0)";
 
 impl Shared {
     /// Puts a snapshot back.
@@ -190,7 +200,12 @@ impl Shared {
         let entries = make_extensions(&mut inside, &dump.contents, entries).await?;
         let list = list_file(&entries)?;
         let destination = Destination { database: &side.name, name: &application, list: list.path() };
-        dump::restore(context, &self.server, &tools, &destination, path, &dump.written()).await?;
+        let written = dump.written();
+        let restoring = dump::restore(context, &self.server, &tools, &destination, path, &written);
+        tokio::select! {
+            restored = restoring => restored?,
+            () = self.show_indexes(context, &side.name, &entries) => {}
+        }
         self.server.run_long(context, &mut inside, "ANALYZE", "analyze the side database").await?;
         let restored = contents::take_stock(&mut inside, context, self.fingerprint_of(dump)).await?;
         inside.close().await;
@@ -200,6 +215,28 @@ impl Shared {
                 Err(Error::permanent(format!("what was restored is not what was dumped: {difference}")))
             }
         }
+    }
+
+    /// Shows how many indexes and constraints there are of those that are to be made: that takes as long as all the data,
+    /// and no bytes tell of it. Never ends by itself.
+    async fn show_indexes(&self, context: &Context, side: &str, entries: &[String]) {
+        let is_one = |line: &&String| line.contains(" INDEX ") || line.contains(" CONSTRAINT ");
+        let total = entries.iter().filter(is_one).count() as u64;
+        let watched = async {
+            let mut watcher = self.server.session(context, side, &self.application(context)).await?;
+            loop {
+                sleep(SHOWN_EVERY).await;
+                let made = watcher.row(INDEXES, &[]).await?.map(|row| column::<i64>(&row, 0)).transpose()?;
+                let made = u64::try_from(made.unwrap_or(0)).unwrap_or(0).min(total);
+                if made > 0 {
+                    let what = "building indexes and constraints";
+                    context.progress(Progress::new(what, made, Some(total), Unit::Items));
+                }
+            }
+        };
+        // Who cannot watch does not keep the restore from its end.
+        let _: Result<Infallible> = watched.await;
+        std::future::pending::<()>().await;
     }
 
     /// Makes an empty database to which nobody but its owner can connect, and opens a session in it.

@@ -26,7 +26,6 @@ use super::{
 /// A database that is being dumped.
 pub(super) struct Dumping<'a> {
     pub(super) database: &'a str,
-    pub(super) size_bytes: u64,
     /// The directory for the file, and the file's name until it is complete.
     pub(super) directory: &'a Path,
     pub(super) file: &'a str,
@@ -152,8 +151,7 @@ impl Shared {
         let (inside, counters) = self.look_inside(context, held).await?;
         inside.close().await;
         let taken_at = Utc::now();
-        let dumping =
-            Dumping { database: &held.database, size_bytes: report.size_bytes, directory, file: DUMP };
+        let dumping = Dumping { database: &held.database, directory, file: DUMP };
         let dump = self.dump(context, &dumping).await?;
         let mut copied = report.copied(&held.database, held.ledger.session.version(), counters);
         copied.dump = Some(dump);
@@ -177,7 +175,7 @@ impl Shared {
             database: dumping.database,
             snapshot: &snapshot,
             name: &application,
-            size_bytes: dumping.size_bytes,
+            size_bytes: contents::tables_bytes(&mut inside).await?,
         };
         let written = dump::write(context, &self.server, &tools, &origin, &path).await?;
         inside.run("ROLLBACK", "end the transaction of the dump").await?;

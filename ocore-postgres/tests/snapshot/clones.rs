@@ -1,6 +1,12 @@
 //! Clones, and the dumps that follow them in the background.
 
-use std::time::Instant;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use ocore_core::{
     port::{Leftovers, Snapshotter as _},
@@ -9,6 +15,7 @@ use ocore_core::{
     testing::laws::caller::eventually,
 };
 use ocore_postgres::snapshot::{Fingerprint, PostgresSnapshotter, Strategy};
+use sqlx::{Connection as _, PgConnection};
 
 use crate::site::{PASSWORD, Site};
 
@@ -55,6 +62,37 @@ async fn nobody_can_connect_to_a_clone() {
         site.snapshotter.restore(&caller.call(2, fence), caller.instance(), &snapshot).await.unwrap();
         assert_eq!(count(&site).await, "1000");
     }
+}
+
+/// H9c: whoever connects to a database that is being copied waits for the whole copy. Here he is refused at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_connects_while_a_clone_is_made_is_refused_at_once() {
+    let site = Arc::new(site(Strategy::Clone).await);
+    site.sql(
+        "CREATE TABLE ballast AS SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 60000) AS n",
+    )
+    .await;
+    let over = Arc::new(AtomicBool::new(false));
+    let client = tokio::spawn({
+        let (site, over) = (site.clone(), over.clone());
+        async move {
+            let options =
+                site.superuser.clone().username(&site.role).password(PASSWORD).database(&site.database);
+            let mut refusals = Vec::new();
+            while !over.load(Ordering::Relaxed) {
+                match PgConnection::connect_with(&options).await {
+                    Ok(session) => drop(session.close().await),
+                    Err(error) => refusals.push(error.to_string()),
+                }
+            }
+            refusals
+        }
+    });
+    site.take().await;
+    over.store(true, Ordering::Relaxed);
+    let refusals = client.await.unwrap();
+    assert!(refusals.iter().any(|it| it.contains("not currently accepting connections")), "{refusals:?}");
+    assert_eq!(count(&site).await, "1000");
 }
 
 /// The clone takes the application's place itself once its dump is there; then the dump is the snapshot.

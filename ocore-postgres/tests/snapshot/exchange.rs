@@ -180,6 +180,32 @@ async fn a_dump_under_writers_is_one_moment() {
     assert_eq!(transfers, counted.to_string());
 }
 
+/// H2: a restore in place leaves the tables that a migration made, and fails at those that refer to older ones; a reader who
+/// forgot his transaction makes it wait for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_migration_made_is_gone_after_a_restore() {
+    for strategy in [Strategy::Dump, Strategy::Clone] {
+        let site = Site::with(|it| it.strategy(strategy)).await;
+        site.sql(
+            "CREATE TABLE partner (id int PRIMARY KEY, name text); INSERT INTO partner VALUES (1, 'old')",
+        )
+        .await;
+        let snapshot = site.take().await;
+        site.sql(
+            "ALTER TABLE partner RENAME name TO title; UPDATE partner SET title = 'new'; \
+             CREATE TABLE tag (id int, partner int REFERENCES partner); INSERT INTO tag VALUES (1, 1)",
+        )
+        .await;
+        let mut reader = site.connect(&site.database).await;
+        reader.execute("BEGIN; SELECT * FROM partner").await.unwrap();
+        site.restore(&snapshot).await;
+        let tables = "SELECT string_agg(relname, ' ') FROM pg_class WHERE relnamespace = 'public'::regnamespace \
+                      AND relkind = 'r'";
+        assert_eq!(site.one(&site.database, tables).await, "partner");
+        assert_eq!(site.one(&site.database, "SELECT name FROM partner").await, "old");
+    }
+}
+
 /// H7: a prepared transaction is in nobody's session, and no rename, clone or removal gets past it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prepared_transaction_is_named_before_anything_is_touched() {

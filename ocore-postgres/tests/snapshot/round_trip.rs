@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use ocore_core::{port::Snapshotter as _, secret::Secret};
+use ocore_core::{event::Unit, port::Snapshotter as _, secret::Secret};
 use ocore_postgres::snapshot::{Fingerprint, PostgresSnapshotter, Strategy};
 use sqlx::{AssertSqlSafe, Executor as _};
 
@@ -226,4 +226,54 @@ async fn a_superuser_needs_no_template_for_an_immutable_unaccent() {
         .unwrap();
     drop(session);
     site.as_superuser(&format!("ALTER ROLE {} NOSUPERUSER", site.role)).await;
+}
+
+/// H5: a dump computes materialized views anew, a clone copies them as they are; rows of unlogged tables are in both. A
+/// fingerprint that compared views would refuse a good restore.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_that_was_stale_is_fresh_after_a_dump_and_stale_after_a_clone() {
+    for (strategy, rows) in [(Strategy::Dump, "11"), (Strategy::Clone, "10")] {
+        let site = Site::with(|it| it.strategy(strategy).fingerprint(Fingerprint::Rows)).await;
+        site.sql(
+            "CREATE TABLE t AS SELECT n FROM generate_series(1, 10) AS n; \
+             CREATE MATERIALIZED VIEW v AS SELECT * FROM t; INSERT INTO t VALUES (11); \
+             CREATE UNLOGGED TABLE u AS SELECT * FROM t",
+        )
+        .await;
+        let snapshot = site.take().await;
+        site.sql("DROP MATERIALIZED VIEW v; TRUNCATE t, u").await;
+        site.restore(&snapshot).await;
+        for (relation, rows) in [("t", "11"), ("u", "11"), ("v", rows)] {
+            let count = format!("SELECT count(*)::text FROM {relation}");
+            assert_eq!(site.one(&site.database, &count).await, rows, "{relation} of {strategy:?}");
+        }
+    }
+}
+
+/// H16: how far it is, is seen of the dump, of its verification, of the data that is restored, and of the indexes.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_is_shown_in_bytes_and_in_indexes() {
+    let site = Site::with(|it| it.strategy(Strategy::Dump)).await;
+    site.sql(
+        "DO $$ BEGIN FOR n IN 1..120 LOOP EXECUTE format('CREATE TABLE t%s AS SELECT i AS id, i AS a, md5(i::text) AS b \
+         FROM generate_series(1, 5000) AS i; ALTER TABLE t%s ADD PRIMARY KEY (id); CREATE INDEX ON t%s (b, a)', n, n, n); \
+         END LOOP; END $$",
+    )
+    .await;
+    let caller = site.caller();
+    let snapshot = site.snapshotter.take(&caller.call(1, 1), caller.instance()).await.unwrap();
+    site.snapshotter.restore(&caller.call(2, 2), caller.instance(), &snapshot).await.unwrap();
+    let progress = caller.progress();
+    for (what, unit) in [
+        ("dumping", Unit::Bytes),
+        ("restoring", Unit::Bytes),
+        ("building indexes and constraints", Unit::Items),
+    ] {
+        let shown: Vec<_> = progress.iter().filter(|it| it.what == what).collect();
+        assert!(!shown.is_empty(), "{what}: {progress:?}");
+        assert!(shown.iter().all(|it| it.unit == unit && it.done <= it.total.unwrap()), "{shown:?}");
+        assert!(shown.is_sorted_by_key(|it| it.done), "{shown:?}");
+    }
+    let indexes = progress.iter().filter(|it| it.unit == Unit::Items).map(|it| it.total.unwrap()).max();
+    assert_eq!(indexes, Some(240));
 }

@@ -119,3 +119,20 @@ fn links_lead_to_files() {
     }
     none(broken, "links to files that are not there");
 }
+
+/// The names in the last column of the table, and of no other column.
+#[test]
+fn every_hazard_of_a_snapshot_has_a_test() {
+    let sources = files(".rs").into_iter().filter(|path| path.starts_with("ocore-postgres/"));
+    let sources: String = sources.map(|path| read(&path)).collect();
+    let document = read("docs/snapshot-hazards.md");
+    let rows: Vec<&str> = document.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() > 30, "{} rows", rows.len());
+    let without = rows.into_iter().filter(|row| {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let names: Vec<&str> =
+            tests.split('`').skip(1).step_by(2).filter(|it| !it.ends_with(".rs")).collect();
+        names.is_empty() || !names.iter().all(|name| sources.contains(&format!("fn {name}(")))
+    });
+    none(without.map(str::to_owned), "name a test that is there");
+}

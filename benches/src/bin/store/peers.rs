@@ -43,9 +43,7 @@ impl Peers {
         cargo.args(["build", "--release", "--locked", "--manifest-path"]).arg(package.join("Cargo.toml"));
         cargo.arg("--target-dir").arg(&target);
         match cargo.status() {
-            Ok(status) if status.success() => {
-                Ok(Self { program: target.join("release/ocore-bench-peers") })
-            }
+            Ok(status) if status.success() => Ok(Self { program: target.join("release/ocore-bench-peers") }),
             Ok(status) => Err(format!("the peers cannot be built: cargo ended with {status}")),
             Err(error) => Err(format!("the peers cannot be built: {error}")),
         }

@@ -25,13 +25,16 @@ pub struct Caller {
 struct Told {
     lines: Mutex<Vec<(Stream, String)>>,
     hidden: Mutex<Vec<String>>,
+    progress: Mutex<Vec<Progress>>,
 }
 
 impl Sink for Told {
     fn log(&self, _instance: Option<&InstanceName>, stream: Stream, line: &str) {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).push((stream, line.to_owned()));
     }
-    fn progress(&self, _instance: Option<&InstanceName>, _progress: Progress) {}
+    fn progress(&self, _instance: Option<&InstanceName>, progress: Progress) {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).push(progress);
+    }
     fn hide(&self, secret: &Secret) {
         let value = secret.expose().to_owned();
         self.hidden.lock().unwrap_or_else(PoisonError::into_inner).push(value);
@@ -71,6 +74,12 @@ impl Caller {
         let cancellation = CancellationToken::new();
         cancellation.cancel();
         self.cancellable(deployment, fence, &cancellation)
+    }
+
+    /// Everything that was shown of the progress so far.
+    #[must_use]
+    pub fn progress(&self) -> Vec<Progress> {
+        self.told.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Every line that was logged so far, with where it came from.

@@ -85,6 +85,7 @@ pub struct Builder {
     connect_timeout: Duration,
     prepared: bool,
     hints: bool,
+    listener: Option<PgConnectOptions>,
 }
 
 impl Builder {
@@ -107,11 +108,20 @@ impl Builder {
     }
 
     /// For poolers that hand every transaction to another connection, such as PgBouncer in transaction mode: no statement is
-    /// prepared, none runs outside of a transaction, and nothing is set when a connection begins. Hints need a connection
-    /// of their own: they are off until [`hints`](Self::hints) turns them on.
+    /// prepared, none runs outside of a transaction, and nothing is set when a connection begins. A session that listens
+    /// cannot go through one: hints are off until there is a [`listener`](Self::listener) of its own.
+    ///
+    /// PgBouncer refuses parameters that it does not know: it needs `ignore_startup_parameters = extra_float_digits`.
     pub const fn behind_pooler(mut self) -> Self {
         self.prepared = false;
         self.hints = false;
+        self
+    }
+
+    /// Where to listen for changes, and turns hints on: the server itself, for a client that is behind a pooler.
+    pub fn listener(mut self, options: PgConnectOptions) -> Self {
+        self.listener = Some(options.application_name("ocore"));
+        self.hints = true;
         self
     }
 
@@ -162,7 +172,8 @@ impl Builder {
         };
         let pool =
             PgPoolOptions::new().max_connections(self.connections_max).acquire_timeout(self.connect_timeout);
-        let database = Database::new(options, sql, pool, self.hints);
+        let listener = self.hints.then(|| self.listener.unwrap_or_else(|| options.clone()));
+        let database = Database::new(options, sql, pool, listener);
         Ok(PostgresStore { database, batches: Arc::default(), unreadable: Arc::default() })
     }
 }
@@ -177,6 +188,7 @@ impl PostgresStore {
             connect_timeout: Duration::from_secs(5),
             prepared: true,
             hints: true,
+            listener: None,
         }
     }
 

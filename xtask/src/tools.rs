@@ -1,6 +1,11 @@
 //! What the tests need from the system, checked before anything is built.
 
-use std::process::{Command, Stdio};
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use ocore_test_postgres::Missing;
 
 /// A program, and how to get it.
 struct Tool {
@@ -79,19 +84,29 @@ pub(crate) fn check() -> Result<(), String> {
     postgres()
 }
 
-/// PostgreSQL's server: where it is not there, Debian's package is installed, without a cluster of its own.
+/// PostgreSQL's server, without a cluster of its own: where it is not there, Debian's package is installed.
+const POSTGRES: [&str; 4] = [
+    "apt-get update",
+    "apt-get install --yes --no-install-recommends postgresql-common",
+    "sed -i s/^#*create_main_cluster.*/create_main_cluster=false/ /etc/postgresql-common/createcluster.conf",
+    "apt-get install --yes --no-install-recommends postgresql",
+];
+
+/// PgBouncer. Where Debian starts it at once, it serves nobody: it has no users.
+const POOLER: [&str; 2] = ["apt-get update", "apt-get install --yes --no-install-recommends pgbouncer"];
+
 fn postgres() -> Result<(), String> {
-    let Err(missing) = ocore_test_postgres::find("postgres") else { return Ok(()) };
+    install("PostgreSQL", || ocore_test_postgres::find("postgres"), &POSTGRES)?;
+    install("PgBouncer", ocore_test_postgres::find_pooler, &POOLER)
+}
+
+/// Installs Debian's package of something that is not there, if that can be.
+fn install(what: &str, find: impl Fn() -> Result<PathBuf, Missing>, commands: &[&str]) -> Result<(), String> {
+    let Err(missing) = find() else { return Ok(()) };
     if !is_root() || !answers("apt-get", "--version") {
         return Err(format!("this machine lacks something:\n  {missing}"));
     }
-    eprintln!("━━ PostgreSQL is not installed: installing Debian's package");
-    let commands = [
-        "apt-get update",
-        "apt-get install --yes --no-install-recommends postgresql-common",
-        "sed -i s/^#*create_main_cluster.*/create_main_cluster=false/ /etc/postgresql-common/createcluster.conf",
-        "apt-get install --yes --no-install-recommends postgresql",
-    ];
+    eprintln!("━━ {what} is not installed: installing Debian's package");
     for command in commands {
         let mut words = command.split(' ');
         let program = words.next().unwrap_or_default();
@@ -100,7 +115,7 @@ fn postgres() -> Result<(), String> {
             return Err(format!("`{command}` failed; {missing}"));
         }
     }
-    ocore_test_postgres::find("postgres").map(drop).map_err(|missing| missing.to_string())
+    find().map(drop).map_err(|missing| missing.to_string())
 }
 
 fn is_root() -> bool {

@@ -38,12 +38,17 @@ pub(super) struct Database {
 }
 
 impl Database {
-    pub(super) fn new(options: PgConnectOptions, sql: Sql, pool: PgPoolOptions, hints: bool) -> Arc<Self> {
+    pub(super) fn new(
+        options: PgConnectOptions,
+        sql: Sql,
+        pool: PgPoolOptions,
+        listener: Option<PgConnectOptions>,
+    ) -> Arc<Self> {
         let pool = pool.test_before_acquire(false).before_acquire(|connection, meta| {
             Box::pin(async move { Ok(meta.idle_for < IDLE_TRUSTED || connection.ping().await.is_ok()) })
         });
         let pool = pool.connect_lazy_with(options.clone());
-        let hints = Hints::start(&options, &pool, sql.schema(), hints);
+        let hints = Hints::start(listener, &pool, &sql);
         Arc::new(Self { sql, options, pool, heart: Mutex::new(None), hints })
     }
 

@@ -9,6 +9,8 @@ use sqlx::{
 use tokio::sync::{Notify, futures::Notified};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::sql::Sql;
+
 /// A process notifies the others at most this often: a notification takes a lock of the whole server at its commit.
 const TELL_EVERY: Duration = Duration::from_millis(10);
 
@@ -22,15 +24,15 @@ pub(super) struct Hints {
 }
 
 impl Hints {
-    /// With `abroad`, other processes are told, and heard.
-    pub(super) fn start(options: &PgConnectOptions, pool: &PgPool, schema: &str, abroad: bool) -> Self {
+    /// With a listener, other processes are told, and heard.
+    pub(super) fn start(listener: Option<PgConnectOptions>, pool: &PgPool, sql: &Sql) -> Self {
         let (changed, written, end) =
             (Arc::new(Notify::new()), Arc::new(Notify::new()), CancellationToken::new());
-        if abroad {
+        if let Some(listener) = listener {
             // Channels are names of the database: one per schema.
-            let channel = format!("ocore:{schema}");
-            let tell = tell(pool.clone(), channel.clone(), written.clone());
-            let hear = hear(options.clone(), channel, changed.clone());
+            let channel = format!("ocore:{}", sql.schema());
+            let tell = tell(pool.clone(), channel.clone(), sql.is_prepared(), written.clone());
+            let hear = hear(listener, channel, changed.clone());
             for task in [futures::future::Either::Left(tell), futures::future::Either::Right(hear)] {
                 let end = end.clone();
                 tokio::spawn(async move {
@@ -55,17 +57,27 @@ impl Hints {
 }
 
 /// Tells the other processes: at once, and once more at the end of a burst.
-async fn tell(pool: PgPool, channel: String, written: Arc<Notify>) {
+async fn tell(pool: PgPool, channel: String, prepared: bool, written: Arc<Notify>) {
     loop {
         written.notified().await;
-        // Nobody waits for the disk on its account: after a crash everyone looks by himself.
-        let tell = sqlx::query("SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, '')");
-        let told = tell.bind(&channel).persistent(false).execute(&pool).await;
-        if let Err(error) = told {
+        if let Err(error) = tell_once(&pool, &channel, prepared).await {
             tracing::debug!(%error, "other processes were not told of a change; they look by themselves");
         }
         tokio::time::sleep(TELL_EVERY).await;
     }
+}
+
+async fn tell_once(pool: &PgPool, channel: &str, prepared: bool) -> sqlx::Result<()> {
+    // Nobody waits for the disk on its account: after a crash everyone looks by himself.
+    let tell = sqlx::query("SELECT set_config('synchronous_commit', 'off', true), pg_notify($1, '')");
+    let tell = tell.bind(channel).persistent(false);
+    if prepared {
+        return tell.execute(pool).await.map(drop);
+    }
+    // Its messages must reach one connection.
+    let mut transaction = pool.begin().await?;
+    tell.execute(&mut *transaction).await?;
+    transaction.commit().await
 }
 
 /// Hears of other processes' changes. After each beginning something may have been missed.

@@ -12,6 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use ocore_core::{port::Store, testing::laws::store::Fixture};
+use ocore_test_postgres::{Pooler, shared_url};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::PostgresStore;
@@ -19,19 +20,24 @@ use super::PostgresStore;
 /// A schema of its own, whose clock stands still until it is moved.
 pub(super) struct InSchema {
     schema: String,
-    prepared: bool,
+    pooler: Option<Pooler>,
 }
 
 impl InSchema {
     pub(super) async fn new() -> Self {
-        Self::with(true).await
+        Self::with(None).await
     }
 
-    pub(super) async fn with(prepared: bool) -> Self {
+    /// Behind a pooler whose few connections are shared by all clients of the test.
+    async fn behind_a_pooler() -> Self {
+        Self::with(Some(Pooler::start(&shared_url("postgres"), 3))).await
+    }
+
+    async fn with(pooler: Option<Pooler>) -> Self {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let schema = format!("test {} {number}", std::process::id());
-        let made = Self { schema, prepared };
+        let made = Self { schema, pooler };
         made.builder().migrate().await.expect("the schema can be made");
         made.run(
             "CREATE TABLE ocore.clock AS SELECT timestamptz '2000-01-01' AS now;
@@ -44,10 +50,10 @@ impl InSchema {
     }
 
     fn builder(&self) -> super::Builder {
-        let options = ocore_test_postgres::shared_url("postgres").parse().unwrap();
-        let builder = PostgresStore::builder(options).schema(&self.schema).connections_max(4);
+        let url = self.pooler.as_ref().map_or_else(|| shared_url("postgres"), |it| it.url("postgres"));
+        let builder = PostgresStore::builder(url.parse().unwrap()).schema(&self.schema).connections_max(4);
         let builder = builder.connect_timeout(Duration::from_secs(60));
-        if self.prepared { builder } else { builder.behind_pooler() }
+        if self.pooler.is_some() { builder.behind_pooler() } else { builder }
     }
 
     pub(super) async fn open(&self) -> PostgresStore {
@@ -57,7 +63,7 @@ impl InSchema {
     /// Statements, written for a schema named `ocore`.
     pub(super) async fn run(&self, statements: &str) {
         let text = statements.replace("ocore.", &format!("\"{}\".", self.schema));
-        let mut db = PgConnection::connect(&ocore_test_postgres::shared_url("postgres")).await.unwrap();
+        let mut db = PgConnection::connect(&shared_url("postgres")).await.unwrap();
         sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut db).await.unwrap();
         db.close().await.unwrap();
     }
@@ -88,5 +94,5 @@ mod laws {
 mod laws_behind_a_pooler {
     use super::InSchema;
 
-    ocore_core::store_laws!(InSchema::with(false).await);
+    ocore_core::store_laws!(InSchema::behind_a_pooler().await);
 }

@@ -5,6 +5,7 @@ mod connections;
 mod crowd;
 mod dropped;
 mod place;
+mod pooler;
 mod proxy;
 mod requests;
 mod scene;

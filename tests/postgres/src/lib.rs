@@ -5,6 +5,7 @@
 //! println!("{}", cluster.url("postgres"));
 //! ```
 
+mod pooler;
 mod programs;
 
 use std::{
@@ -14,13 +15,16 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError, mpsc},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-pub use self::programs::{Missing, find};
-use self::programs::{as_server, hand_over};
+use self::programs::{as_server, hand_over, spawn};
+pub use self::{
+    pooler::Pooler,
+    programs::{Missing, find, find_pooler},
+};
 
 /// The superuser's name.
 pub const SUPERUSER: &str = "postgres";
@@ -190,21 +194,12 @@ impl Cluster {
         self.resume();
     }
 
-    /// From a thread that lives as long as the process: the kernel ends the server when the thread that started it ends.
     fn spawn(&self) -> Child {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_path());
         let log = log.expect("open the server's log");
         let mut postgres = as_server(&find("postgres").unwrap_or_else(|missing| panic!("{missing}")));
         postgres.arg("-D").arg(self.data()).stdin(Stdio::null()).stderr(log).stdout(Stdio::null());
-        let (sender, receiver) = mpsc::channel();
-        thread::spawn(move || {
-            let spawned = postgres.spawn();
-            drop(sender.send(spawned));
-            loop {
-                thread::park();
-            }
-        });
-        receiver.recv().expect("the thread answers").expect("start postgres")
+        spawn(postgres)
     }
 
     /// Whether it takes connections: it says so in its first answer, whoever asks.

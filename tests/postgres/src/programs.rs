@@ -3,22 +3,24 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
+    sync::mpsc,
+    thread,
 };
 
-/// A program of PostgreSQL that is not there.
+/// A program that is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Missing {
     program: String,
+    install: &'static str,
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "there is no {} of PostgreSQL: install the server, `apt-get install postgresql` or \
-             `dnf install postgresql-server`, or put the directory of its programs on the PATH",
-            self.program
+            "there is no {}: {}, or put the directory of its programs on the PATH",
+            self.program, self.install
         )
     }
 }
@@ -46,7 +48,20 @@ pub fn find(program: &str) -> Result<PathBuf, Missing> {
     let directories =
         configured.map(PathBuf::from).into_iter().chain(debian).chain(std::env::split_paths(&path));
     let found = directories.map(|directory| directory.join(program)).find(|path| path.is_file());
-    found.ok_or_else(|| Missing { program: program.to_owned() })
+    let install = "install the server, `apt-get install postgresql` or `dnf install postgresql-server`";
+    found.ok_or_else(|| Missing { program: format!("{program} of PostgreSQL"), install })
+}
+
+/// PgBouncer: on the path, or where Debian puts what only root needs.
+///
+/// # Errors
+/// What to install.
+pub fn find_pooler() -> Result<PathBuf, Missing> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let directories = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    let found = directories.map(|directory| directory.join("pgbouncer")).find(|path| path.is_file());
+    let install = "install it, `apt-get install pgbouncer` or `dnf install pgbouncer`";
+    found.ok_or_else(|| Missing { program: "pgbouncer".to_owned(), install })
 }
 
 /// A command that runs as a user who may run a server, which root may not, and ends with this process.
@@ -62,7 +77,19 @@ pub(crate) fn as_server(program: &Path) -> Command {
     command
 }
 
-/// Gives a directory to the user that runs the server.
+/// From a thread that lives as long as the process: the kernel ends the program when the thread that started it ends.
+pub(crate) fn spawn(mut command: Command) -> Child {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        drop(sender.send(command.spawn()));
+        loop {
+            thread::park();
+        }
+    });
+    receiver.recv().expect("the thread answers").expect("start the program")
+}
+
+/// Gives a directory or a file to the user that runs the server.
 pub(crate) fn hand_over(directory: &Path) {
     if is_root() {
         let given = Command::new("chown").arg("postgres").arg(directory).status().expect("run chown");

@@ -29,6 +29,7 @@ mod requests;
 mod rollback;
 mod sink;
 mod snapshots;
+mod strain;
 mod upkeep;
 mod watch;
 mod worker;

@@ -55,7 +55,9 @@ use self::{batch::Batches, claim::Unreadable, database::Database, sql::Sql};
 /// listens for changes unless [`hints`](Builder::hints) are off.
 ///
 /// **Lost connections**, restarts, failovers, servers that are full: the call says so ([`StoreErrorKind`]), and the engine
-/// tries it again. Conflicts with other transactions are tried again here.
+/// tries it again, more and more rarely while claims fail. Conflicts with other transactions are tried again here. After a
+/// failover nothing is missing if the standby is a synchronous one (`synchronous_standby_names`); of an asynchronous one the
+/// last commits may be, and what they did in the world is done again or undone.
 ///
 /// A record that this version cannot read is left to one that can: its lane is given back, and an error is logged.
 ///

@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Engine, EngineError, Shared,
     drive::{Left, drive},
+    strain::Strain,
 };
 use crate::{
     executor::Executor,
@@ -266,6 +267,7 @@ impl Crew {
     async fn claim_lanes(self: Arc<Self>) {
         // Looks in vain, one after the other, that nothing but time had asked for.
         let mut idle: u32 = 0;
+        let mut strain = Strain::default();
         loop {
             let slots = self.slots.clone();
             let Ok(slot) = slots.acquire_owned().await else { return };
@@ -276,7 +278,11 @@ impl Crew {
             let work = self.shared.work.notified().fuse();
             let hint = self.hint().fuse();
             pin_mut!(work, hint);
-            let wait = match self.claim().await {
+            let claimed = self.claim().await;
+            if claimed.is_ok() {
+                strain.answered();
+            }
+            let wait = match claimed {
                 Ok(Claimed::Work(claim)) => {
                     idle = 0;
                     self.start(*claim, slot);
@@ -289,8 +295,10 @@ impl Crew {
                 }
                 Ok(Claimed::Expired) => return self.lease.end(),
                 Err(error) => {
-                    tracing::warn!(%error, "a claim failed");
-                    self.jittered_poll()
+                    drop(slot);
+                    // Whatever else has happened: the store is to have rest.
+                    self.shared.executor.sleep(strain.failed(&error, self.jittered_poll())).await;
+                    continue;
                 }
             };
             drop(slot);

@@ -5,12 +5,14 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use ocore_core::port::{StoreError, StoreErrorKind, StoreResult};
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, PgPool,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{
     sync::{Mutex, futures::Notified},
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::{
@@ -24,6 +26,9 @@ const CONFLICTS_MAX: usize = 5;
 
 /// A connection that was idle for so long is looked at before it is used.
 const IDLE_TRUSTED: Duration = Duration::from_secs(10);
+
+/// How long the server may take to say why there was no connection.
+const ASKED_WHY_MAX: Duration = Duration::from_millis(500);
 
 /// The isolation that all of this is made for, whatever is the server's default.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
@@ -61,6 +66,24 @@ impl Database {
         self.hints.tell();
     }
 
+    /// A connection of the pool. The pool tries to connect until the time is over, and then does not say why it could not:
+    /// the server is asked.
+    async fn acquire(&self) -> sqlx::Result<PoolConnection<Postgres>> {
+        let error = match self.pool.acquire().await {
+            Err(error @ sqlx::Error::PoolTimedOut) => error,
+            acquired => return acquired,
+        };
+        match timeout(ASKED_WHY_MAX, self.options.connect()).await {
+            Ok(Err(why)) => Err(why),
+            Ok(Ok(connection)) => {
+                // There is room: all that the pool may have are in use.
+                drop(connection.close().await);
+                Err(error)
+            }
+            Err(_) => Err(error),
+        }
+    }
+
     /// Runs one statement that is a transaction by itself, in a task of its own: dropping the call's future does not stop
     /// it half way, and leaves no connection in an unknown state.
     pub(super) async fn call<T, F>(self: &Arc<Self>, doing: &'static str, work: F) -> StoreResult<T>
@@ -79,7 +102,7 @@ impl Database {
         let task = tokio::spawn(async move {
             let mut tries = 1..CONFLICTS_MAX;
             loop {
-                let acquired = database.pool.acquire().await;
+                let acquired = database.acquire().await;
                 let mut connection = acquired.map_err(|error| error::describe(doing, error, Doubt::None))?;
                 match work(&mut connection, &database.sql).await {
                     Err(error) if error::is_conflict(&error) && tries.next().is_some() => {}
@@ -123,7 +146,7 @@ impl Database {
         F: for<'c> Fn(&'c mut PgConnection, &'c Sql) -> BoxFuture<'c, sqlx::Result<T>>,
     {
         let not_written = |error| (error, Doubt::None);
-        let mut connection = self.pool.acquire().await.map_err(not_written)?;
+        let mut connection = self.acquire().await.map_err(not_written)?;
         let mut transaction = connection.begin_with(BEGIN).await.map_err(not_written)?;
         let (result, doubt) = match work(&mut transaction, &self.sql).await {
             Ok(answer) => (transaction.commit().await.map(|()| answer), Doubt::Sent),

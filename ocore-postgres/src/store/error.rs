@@ -87,7 +87,7 @@ pub(super) fn describe(doing: impl Into<Cow<'static, str>>, error: Error, doubt:
     let what = match code.as_deref().and_then(advice) {
         Some(advice) => format!("{doing}: {advice}").into(),
         None if matches!(error, Error::PoolTimedOut) => {
-            format!("{doing}: no connection became free in time; is the server down, or are there too few?")
+            format!("{doing}: no connection became free in time: the server does not answer, or the store's are all in use")
                 .into()
         }
         None => doing,

@@ -7,7 +7,9 @@
 mod chance;
 mod check;
 mod crew;
+mod failover;
 mod sites;
+mod switch;
 mod world;
 
 use std::{
@@ -116,6 +118,11 @@ impl Test {
     async fn create(seed: u64) -> Result<Self> {
         let cluster = Cluster::start(&[("max_connections", "60")]);
         let url = cluster.url("postgres");
+        Self::on(cluster, url, seed).await
+    }
+
+    /// On a server that is reached by this URL.
+    async fn on(cluster: Cluster, url: String, seed: u64) -> Result<Self> {
         let mut db = PgConnection::connect(&url).await?;
         sqlx::raw_sql(TABLES).execute(&mut db).await?;
         PostgresStore::builder(url.parse()?).migrate().await?;
@@ -145,12 +152,7 @@ impl Test {
                 next = Instant::now() + Duration::from_millis(self.chance.within(300..1200));
             }
         }
-        // The last deployments find what the killed ones have left.
-        for index in 0..SITES {
-            self.deploy(index, false).await?;
-        }
-        self.heal().await?;
-        crew.shut_down()?;
+        self.come_to_rest(&mut crew).await?;
         let taken = futures::future::join_all(taken).await;
         let mut taken: Vec<_> = taken.into_iter().filter_map(|it| Some(it.ok()??.1)).collect();
         taken.sort();
@@ -159,6 +161,21 @@ impl Test {
             "{disturbances} disturbances; {} times lanes were taken over, half of them within {median:?}",
             taken.len()
         );
+        check::everything(self).await
+    }
+
+    /// The last deployments find what the others have left.
+    async fn come_to_rest(&mut self, crew: &mut Crew) -> Result<()> {
+        for index in 0..SITES {
+            self.deploy(index, false).await?;
+        }
+        self.heal().await?;
+        crew.shut_down()
+    }
+
+    /// Comes to rest, and checks everything.
+    async fn settle(&mut self, crew: &mut Crew) -> Result<()> {
+        self.come_to_rest(crew).await?;
         check::everything(self).await
     }
 

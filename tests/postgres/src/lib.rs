@@ -104,6 +104,66 @@ impl Cluster {
         fs::write(&path, lines).expect("write the settings");
     }
 
+    /// A copy of this server that follows it, and without which it commits nothing from now on: what was committed is there
+    /// too. The copy serves after [`promote`](Self::promote).
+    ///
+    /// # Panics
+    /// If the copy cannot be made, or does not follow.
+    #[must_use]
+    pub fn standby(&self) -> Self {
+        let directory =
+            tempfile::Builder::new().prefix("ocore-standby-").tempdir().expect("make a directory");
+        hand_over(directory.path());
+        let (port, password) = (free_port(), self.password.clone());
+        let standby = Self { directory, port, password, server: Mutex::new(None) };
+        let mut copy = as_server(&find("pg_basebackup").unwrap_or_else(|missing| panic!("{missing}")));
+        copy.env("PGPASSWORD", &self.password).args([
+            "--write-recovery-conf",
+            "--checkpoint=fast",
+            "--no-sync",
+        ]);
+        copy.args(["--host=127.0.0.1", &format!("--port={}", self.port), &format!("--username={SUPERUSER}")]);
+        let copied =
+            copy.arg("-D").arg(standby.data()).stdin(Stdio::null()).output().expect("run pg_basebackup");
+        assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
+        standby.set("port", &port.to_string());
+        standby.set("synchronous_standby_names", "");
+        standby.resume();
+        self.set("synchronous_standby_names", "*");
+        self.signal("HUP");
+        standby
+    }
+
+    /// Ends the following, and serves from now on.
+    ///
+    /// # Panics
+    /// If the server does not run, or does not stop following.
+    pub fn promote(&self) {
+        let signal = self.data().join("standby.signal");
+        fs::write(self.data().join("promote"), "").expect("write the request");
+        self.signal("USR1");
+        let began = Instant::now();
+        while signal.exists() {
+            assert!(began.elapsed() < PATIENCE, "the standby is not promoted: {}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Writes a setting, which holds from the next start or reload on.
+    fn set(&self, name: &str, value: &str) {
+        let path = self.data().join("postgresql.auto.conf");
+        let mut lines = fs::read_to_string(&path).expect("read the settings");
+        lines += &format!("{name} = '{value}'\n");
+        fs::write(&path, lines).expect("write the settings");
+    }
+
+    fn signal(&self, signal: &str) {
+        let server = self.lock();
+        let process = server.as_ref().expect("the server runs").id().to_string();
+        let sent = Command::new("kill").arg(format!("-{signal}")).arg(process).status();
+        assert!(sent.expect("run kill").success(), "the server is gone: {}", self.log());
+    }
+
     /// Where the server keeps its files.
     #[must_use]
     pub fn data(&self) -> PathBuf {

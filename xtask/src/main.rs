@@ -1,5 +1,6 @@
 //! What people and CI run: `cargo xtask help`.
 
+mod postgres;
 mod steps;
 mod tools;
 
@@ -18,9 +19,11 @@ What people and CI run.
         --pairs                        every pair of faults
                                        (all options: cargo xtask simulate --help)
     cargo xtask bench store [OPTION …] the stores beside their peers, on a PostgreSQL server of its own
+    cargo xtask bench snapshot [OPTION …]  snapshots beside pg_dump, pg_restore, zstd and cp, likewise
     cargo xtask bench [ARGUMENT …]     the other benches; arguments go to `cargo bench`, as in: --bench engine
     cargo xtask kill [DEPLOYMENTS]     workers are killed and servers restarted during so many deployments, 5000 by
                                        default, on PostgreSQL
+    cargo xtask postgres VERSION       the tests of ocore-postgres on a server of this major version, 16 or 18
     cargo xtask help                   this text
 ";
 
@@ -32,6 +35,7 @@ enum Task {
     Simulate(Vec<String>),
     Bench(Vec<String>),
     Kill(u32),
+    Postgres(u32),
 }
 
 impl Task {
@@ -49,6 +53,9 @@ impl Task {
             (Some("kill"), [count]) => {
                 count.parse().map(Self::Kill).map_err(|_| format!("{count:?} is no number of deployments"))
             }
+            (Some("postgres"), [version]) => {
+                version.parse().map(Self::Postgres).map_err(|_| format!("{version:?} is no major version"))
+            }
             (name, _) => Err(format!("there is no task {:?}", name.unwrap_or("help with arguments"))),
         }
     }
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
         Ok(Task::Simulate(options)) => steps::simulate(options).run(),
         Ok(Task::Bench(arguments)) => steps::bench(arguments).run(),
         Ok(Task::Kill(deployments)) => steps::kill(deployments).run(),
+        Ok(Task::Postgres(version)) => postgres::test(version),
         Err(mistake) => {
             eprintln!("xtask: {mistake}\n\n{HELP}");
             return ExitCode::from(2);
@@ -108,5 +116,7 @@ mod tests {
         check("kill", Ok(Task::Kill(5000)));
         check("kill 7", Ok(Task::Kill(7)));
         check("kill all", Err("no number"));
+        check("postgres 18", Ok(Task::Postgres(18)));
+        check("postgres new", Err("no major version"));
     }
 }

@@ -28,17 +28,22 @@ impl Step {
         Self { name, arguments, variables: Vec::new() }
     }
 
+    /// With a private PostgreSQL cluster.
+    pub(crate) fn with_postgres(name: &'static str, arguments: &str) -> Self {
+        Self::new(name, &format!("{WITH_POSTGRES} cargo {arguments}"))
+    }
+
     const fn called(mut self, name: &'static str) -> Self {
         self.name = name;
         self
     }
 
-    fn with(mut self, arguments: Vec<String>) -> Self {
+    pub(crate) fn with(mut self, arguments: Vec<String>) -> Self {
         self.arguments.extend(arguments);
         self
     }
 
-    fn variable(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn variable(mut self, name: &'static str, value: impl ToString) -> Self {
         self.variables.push((name, value.to_string()));
         self
     }
@@ -86,9 +91,9 @@ pub(crate) fn test() -> Result<(), String> {
 
 fn all(has_nextest: bool) -> Vec<Step> {
     let tests = if has_nextest {
-        Step::new("tests", &format!("{WITH_POSTGRES} cargo nextest run --workspace --all-features"))
+        Step::with_postgres("tests", "nextest run --workspace --all-features")
     } else {
-        Step::new("tests", &format!("{WITH_POSTGRES} cargo test --workspace --all-features --tests"))
+        Step::with_postgres("tests", "test --workspace --all-features --tests")
     };
     vec![
         Step::new("format", "fmt --all --check"),
@@ -115,9 +120,10 @@ pub(crate) fn simulate(options: Vec<String>) -> Step {
 /// The benches: a program that runs us and our peers side by side, or else those of `cargo bench`.
 pub(crate) fn bench(mut arguments: Vec<String>) -> Step {
     match arguments.first().map(String::as_str) {
-        Some("store") => {
+        Some(program @ ("store" | "snapshot")) => {
+            let line = format!("run --quiet --release -p ocore-benches --bin {program} --");
             arguments.remove(0);
-            Step::new("bench", "run --quiet --release -p ocore-benches --bin store --").with(arguments)
+            Step::new("bench", &line).with(arguments)
         }
         _ => Step::new("benches", "bench -p ocore-benches").with(arguments),
     }
@@ -161,6 +167,7 @@ mod tests {
     fn a_bench_beside_peers_is_a_program() {
         let line = |words: &str| bench(words.split_whitespace().map(str::to_owned).collect()).command_line();
         assert!(line("store --quick").ends_with("--release -p ocore-benches --bin store -- --quick"));
+        assert!(line("snapshot").ends_with("--release -p ocore-benches --bin snapshot --"));
         assert_eq!(line("--bench engine"), "cargo bench -p ocore-benches --bench engine");
         assert!(kill(7).command_line().starts_with("OCORE_DEPLOYMENTS=\"7\" cargo test"));
     }

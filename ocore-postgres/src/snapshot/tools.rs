@@ -70,11 +70,6 @@ impl Tools {
     pub(super) fn restore(&self) -> Command {
         Command::new(self.directory.join("pg_restore"))
     }
-
-    /// Whether `pg_restore` can put many statements into one transaction.
-    pub(super) fn batches(&self) -> bool {
-        major(&self.restore_version).is_some_and(|major| major >= 17)
-    }
 }
 
 /// Debian's and Red Hat's place of the server's version, where `pg_config` says, and the path.

@@ -22,7 +22,8 @@ use crate::site::{PASSWORD, Site};
 async fn attributes(site: &Site) -> Vec<String> {
     let question = format!(
         "SELECT concat_ws('|', datname, pg_get_userbyid(datdba), pg_encoding_to_char(encoding), datcollate, datctype, \
-         datlocprovider, daticulocale, datistemplate, datallowconn, datconnlimit, \
+         to_jsonb(d) ->> 'datlocprovider', \
+         coalesce(to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale'), datistemplate, datallowconn, datconnlimit, \
          (SELECT string_agg(concat_ws(' ', a.grantee::regrole, a.privilege_type, a.is_grantable), ',' ORDER BY a.grantee, a.privilege_type) \
          FROM aclexplode(coalesce(datacl, acldefault('d', datdba))) AS a), shobj_description(d.oid, 'pg_database'), \
          (SELECT string_agg(concat_ws(' ', s.setrole, array_to_string(s.setconfig, ';')), ',' ORDER BY s.setrole) \

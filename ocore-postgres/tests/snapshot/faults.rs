@@ -352,8 +352,8 @@ async fn a_drill_finds_a_dump_that_cannot_be_restored() {
     // At the restore the function does not find its table: nothing says so before.
     site.sql(
         "CREATE TABLE rate AS SELECT 2 AS value; \
-         CREATE FUNCTION rated(int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 * value FROM rate'; \
-         SET search_path = public; CREATE TABLE t AS SELECT 1 AS id; CREATE INDEX t_rated ON t (rated(id))",
+         CREATE FUNCTION rated(int) RETURNS bool LANGUAGE plpgsql AS 'BEGIN RETURN $1 * value > 0 FROM rate; END'; \
+         CREATE TABLE t (id int CONSTRAINT rated CHECK (rated(id))); INSERT INTO t VALUES (1)",
     )
     .await;
     let error = try_take(&site, &never()).await.unwrap_err();
@@ -361,7 +361,7 @@ async fn a_drill_finds_a_dump_that_cannot_be_restored() {
     assert!(error.to_string().contains("pg_restore failed") && error.to_string().contains("rate"), "{error}");
     assert_eq!(site.directories(), [].into());
     assert_eq!(site.other_databases().await, [].into());
-    site.sql("DROP INDEX t_rated").await;
+    site.sql("ALTER TABLE t DROP CONSTRAINT rated").await;
     let snapshot = site.take().await;
     assert_eq!(site.manifest(&snapshot)["data"]["database"]["dump"]["verified"]["level"], 3);
     assert_eq!(site.other_databases().await, [].into());

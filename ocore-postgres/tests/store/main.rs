@@ -9,4 +9,5 @@ mod proxy;
 mod requests;
 mod scene;
 mod schema;
+mod stepped;
 mod wire;

@@ -8,5 +8,8 @@ mod faults;
 mod kill;
 mod laws;
 mod preflight;
+mod queries;
 mod round_trip;
 mod site;
+#[path = "../common/statements.rs"]
+mod statements;

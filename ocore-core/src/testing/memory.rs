@@ -66,7 +66,7 @@ struct Shared {
     changed: Notify,
 }
 
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     lanes: Lanes,
     records: BTreeMap<DeploymentId, Record>,
@@ -77,6 +77,7 @@ struct State {
 }
 
 /// A deployment and what belongs to it.
+#[derive(Debug, Clone)]
 struct Record {
     deployment: Deployment,
     /// Its place in the order of acceptance.
@@ -86,13 +87,14 @@ struct Record {
     log: Log,
 }
 
+#[derive(Debug, Clone)]
 struct Receipt {
     worker: WorkerId,
     fence: Fence,
     answer: Answered,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Answered {
     Continued { fence: Fence },
     Released,
@@ -105,6 +107,20 @@ impl MemoryStore {
     pub fn new(executor: Arc<dyn Executor>) -> Self {
         let shared = Shared { executor, state: Mutex::default(), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Another store that holds what this one holds now, and shares nothing with it. Leases and waits end when they would have
+    /// ended here.
+    #[must_use]
+    pub fn fork(&self, executor: Arc<dyn Executor>) -> Self {
+        let state = Mutex::new(self.state().clone());
+        Self { shared: Arc::new(Shared { executor, state, changed: Notify::new() }) }
+    }
+
+    /// All that it holds, in words: what has the same contents says the same from here on, but for the clock.
+    #[must_use]
+    pub fn contents(&self) -> String {
+        format!("{:?}", self.state())
     }
 
     /// From now on the commits of the environment fail as if its rows were damaged, or no longer.

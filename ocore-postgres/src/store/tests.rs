@@ -1,6 +1,7 @@
 //! The store on a real server, with a clock that is moved by hand.
 
 mod model;
+mod overlap;
 
 use std::{
     sync::{
@@ -66,6 +67,25 @@ impl InSchema {
         let mut db = PgConnection::connect(&shared_url("postgres")).await.unwrap();
         sqlx::raw_sql(AssertSqlSafe(text)).execute(&mut db).await.unwrap();
         db.close().await.unwrap();
+    }
+}
+
+impl InSchema {
+    /// Puts other texts into a function.
+    async fn change(&self, function: &str, changes: &[(&str, &str)]) {
+        let mut db = PgConnection::connect(&ocore_test_postgres::shared_url("postgres")).await.unwrap();
+        let definition = sqlx::query_scalar(
+            "SELECT pg_get_functiondef(p.oid) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+             WHERE n.nspname = $1 AND p.proname = $2",
+        );
+        let definition: String =
+            definition.bind(&self.schema).bind(function).fetch_one(&mut db).await.unwrap();
+        let mut definition = definition.replace(&format!("\"{}\".", self.schema), "ocore.");
+        for (text, wrong) in changes {
+            assert!(definition.contains(text), "{function} has another text: {definition}");
+            definition = definition.replace(text, wrong);
+        }
+        self.run(&definition).await;
     }
 }
 

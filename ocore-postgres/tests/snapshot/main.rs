@@ -9,5 +9,8 @@ mod kill;
 mod laws;
 mod logins;
 mod preflight;
+mod queries;
 mod round_trip;
 mod site;
+#[path = "../common/statements.rs"]
+mod statements;

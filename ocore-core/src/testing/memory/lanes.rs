@@ -14,7 +14,7 @@ use crate::{
     release::Live,
 };
 
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Lanes {
     by_name: BTreeMap<EnvironmentName, Lane>,
     /// When each worker's lease runs out. Never forgotten: an expired worker is refused for ever.
@@ -29,6 +29,7 @@ pub(super) struct Lanes {
 }
 
 /// An environment and its queue.
+#[derive(Debug, Clone)]
 pub(super) struct Lane {
     pub(super) environment: Arc<Environment>,
     pub(super) live: Option<Arc<Live>>,
@@ -46,7 +47,7 @@ pub(super) struct Lane {
 }
 
 /// Who works on the lane's active deployment, or from when on somebody may.
-#[derive(Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Hold {
     pub(super) holder: Option<WorkerId>,
     pub(super) not_before: Duration,
@@ -55,7 +56,7 @@ pub(super) struct Hold {
 }
 
 /// Where the indexes have the lane.
-#[derive(Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Place {
     Nowhere,
     Waiting(PoolName, Duration, u64),

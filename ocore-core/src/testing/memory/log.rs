@@ -10,7 +10,7 @@ use crate::{
     port::LogLimit,
 };
 
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Log {
     events: Vec<Event>,
     last: EventSeq,

@@ -73,7 +73,7 @@ impl InSchema {
 impl InSchema {
     /// Puts other texts into a function.
     async fn change(&self, function: &str, changes: &[(&str, &str)]) {
-        let mut db = PgConnection::connect(&ocore_test_postgres::shared_url("postgres")).await.unwrap();
+        let mut db = PgConnection::connect(&shared_url("postgres")).await.unwrap();
         let definition = sqlx::query_scalar(
             "SELECT pg_get_functiondef(p.oid) FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
              WHERE n.nspname = $1 AND p.proname = $2",

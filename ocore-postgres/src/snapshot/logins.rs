@@ -242,11 +242,8 @@ async fn owner(session: &mut Session, database: &str) -> Result<String> {
     if !session.is(creates, &[]).await? {
         return refuse("this role may not make roles: ALTER ROLE … CREATEROLE".to_owned());
     }
-    let (option, clause) = if session.version() >= ADMIN_OPTION {
-        ("MEMBER WITH ADMIN OPTION", " WITH ADMIN OPTION")
-    } else {
-        ("MEMBER", "")
-    };
+    let option = if session.version() >= ADMIN_OPTION { "MEMBER WITH ADMIN OPTION" } else { "MEMBER" };
+    let clause = option.trim_start_matches("MEMBER");
     let member = "SELECT pg_has_role($1::name, $2)";
     if !session.is(member, &[Text(&owner), Text(option)]).await? {
         return refuse(format!("this role may not give {owner} away: GRANT {quoted} TO …{clause}"));

@@ -7,5 +7,6 @@ pub mod faults;
 pub mod laws;
 pub mod memory;
 pub mod mocks;
+pub mod model;
 pub mod mutants;
 pub mod sim;

@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Shared,
-    attributes::Attributes,
     ledger::{Held, Ledger, POLL, WAIT_MAX},
     server::{
         Argument::{Text, Texts},
@@ -227,7 +226,8 @@ impl Login {
 
 /// The owner of a database, if this role can make logins that act as it.
 async fn owner(session: &mut Session, database: &str) -> Result<String> {
-    let Some(Attributes { owner, .. }) = Attributes::read(session, database).await? else {
+    let owner = "SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = $1";
+    let Some(owner) = session.text(owner, &[Text(database)]).await? else {
         return Err(Error::permanent(format!("there is no database {database}: make it first")));
     };
     let refuse = |why: String| Err(Error::permanent(format!("no login for database {database}: {why}")));

@@ -8,16 +8,19 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection, postgres
 use crate::site::{PASSWORD, Site};
 
 /// A server whose databases belong to an owner that cannot log in, and a platform whose role makes the logins.
-struct Platform {
+pub(crate) struct Platform {
     site: Site,
     owner: String,
     logins: Logins,
-    cluster: Cluster,
+}
+
+/// A server that writes down every statement.
+fn cluster() -> Cluster {
+    Cluster::start(&[("log_statement", "all")])
 }
 
 impl Platform {
-    async fn new(strategy: Strategy) -> Self {
-        let cluster = Cluster::start(&[("log_statement", "all")]);
+    pub(crate) async fn on(cluster: &Cluster, strategy: Strategy) -> Self {
         let site = Site::on(&cluster.url("postgres"), |it| it.strategy(strategy).shut_out_logins(true)).await;
         let (role, database, owner) = (&site.role, &site.database, format!("owner_{}", site.role));
         site.as_superuser(&format!("ALTER ROLE {role} CREATEROLE")).await;
@@ -26,10 +29,10 @@ impl Platform {
         site.as_superuser(&format!("CREATE DATABASE {database} OWNER {owner}")).await;
         let options = site.superuser.clone().username(role).password(PASSWORD).database(&site.maintenance);
         let logins = Logins::new(options, ocore_core::secret::Secret::new(PASSWORD));
-        Self { site, owner, logins, cluster }
+        Self { site, owner, logins }
     }
 
-    async fn admit(&self, deployment: u128, fence: u64) -> Login {
+    pub(crate) async fn admit(&self, deployment: u128, fence: u64) -> Login {
         self.logins.admit(&self.site.caller().call(deployment, fence), &self.site.database).await.unwrap()
     }
 
@@ -61,7 +64,8 @@ impl Platform {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_late_write_of_a_zombie_is_refused() {
     for strategy in [Strategy::Dump, Strategy::Clone] {
-        let platform = Platform::new(strategy).await;
+        let cluster = cluster();
+        let platform = Platform::on(&cluster, strategy).await;
         let site = &platform.site;
         let first = platform.admit(1, 1).await;
         let mut application = platform.connect(&first).await.unwrap();
@@ -96,7 +100,8 @@ async fn a_late_write_of_a_zombie_is_refused() {
 /// The zombie's worker may itself ask for a login.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_fence_gets_no_login_and_shuts_nobody_out() {
-    let platform = Platform::new(Strategy::Dump).await;
+    let cluster = cluster();
+    let platform = Platform::on(&cluster, Strategy::Dump).await;
     let caller = platform.site.caller();
     let login = platform.admit(1, 7).await;
     let mut session = platform.connect(&login).await.unwrap();
@@ -124,7 +129,8 @@ async fn an_older_fence_gets_no_login_and_shuts_nobody_out() {
 /// A role on which something depends cannot be removed; it cannot log in either.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_cannot_be_removed_stays_shut_out() {
-    let platform = Platform::new(Strategy::Dump).await;
+    let cluster = cluster();
+    let platform = Platform::on(&cluster, Strategy::Dump).await;
     let first = platform.admit(1, 1).await;
     let mut application = platform.connect(&first).await.unwrap();
     application.execute("SET ROLE NONE").await.unwrap();
@@ -142,7 +148,8 @@ async fn a_login_that_cannot_be_removed_stays_shut_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_named() {
-    let platform = Platform::new(Strategy::Dump).await;
+    let cluster = cluster();
+    let platform = Platform::on(&cluster, Strategy::Dump).await;
     let (site, owner) = (&platform.site, &platform.owner);
     let refusal = async |database: &str| {
         let error = platform.logins.admit(&site.caller().call(1, 1), database).await.unwrap_err();
@@ -162,10 +169,11 @@ async fn what_is_missing_is_named() {
 /// The server writes every statement down here, and is told no password.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_is_told_a_verifier_only() {
-    let platform = Platform::new(Strategy::Dump).await;
+    let cluster = cluster();
+    let platform = Platform::on(&cluster, Strategy::Dump).await;
     let login = platform.admit(1, 1).await;
     platform.connect(&login).await.unwrap().close().await.unwrap();
-    let log = platform.cluster.log();
+    let log = cluster.log();
     assert!(log.contains("SCRAM-SHA-256$4096:"), "the statement is not in the log");
     assert!(!log.contains(login.password.expose()));
 }

@@ -12,6 +12,7 @@ use ocore_test_postgres::Cluster;
 use sqlx::{AssertSqlSafe, Executor as _, SqlSafeStr as _};
 
 use crate::{
+    logins::Platform,
     site::Site,
     statements::{RECORDED, Written, sent_to, written_in},
 };
@@ -68,6 +69,10 @@ async fn every_statement_of_the_snapshotter_is_one_that_the_server_understands()
         rich.as_superuser(&statement).await;
     }
     use_snapshots(&rich).await;
+    let platform = Platform::on(&cluster, Strategy::Dump).await;
+    for fence in [1, 2] {
+        platform.admit(1, fence).await;
+    }
     let written = written_in("src/snapshot");
     assert!(written.len() > 80, "the statements are found: {written:#?}");
     let sent = sent_to(&cluster);

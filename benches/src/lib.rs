@@ -1,5 +1,6 @@
-//! What the benches share: adapters that do nothing, so that what is left is the engine.
+//! What the benches share: adapters that do nothing, so that what is left is the engine; processor time; the table.
 
+pub mod cpu;
 pub mod table;
 
 use std::{path::PathBuf, sync::Arc};

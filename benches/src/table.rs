@@ -1,6 +1,9 @@
 //! What a bench measured, as one Markdown table: what, ours, peer, ratio, target, met.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+};
 
 /// A line of the table.
 #[derive(Debug, Clone)]
@@ -44,9 +47,23 @@ impl Row {
     }
 }
 
-/// The whole table.
-#[must_use]
-pub fn markdown(rows: &[Row]) -> String {
+/// Makes the measurements that are asked for, or all where none is, in their order: shows the lines of each when it is made,
+/// and prints the table at the end.
+pub async fn print(all: &[&str], only: &[String], mut measure: impl AsyncFnMut(&str) -> Vec<Row>) {
+    let mut rows = Vec::new();
+    for name in all.iter().filter(|name| only.is_empty() || only.iter().any(|only| only == **name)) {
+        eprintln!("━━ {name}");
+        let measured = measure(name).await;
+        for row in &measured {
+            eprintln!("{}: {} {}", row.what, row.ours, row.peer);
+        }
+        rows.extend(measured);
+    }
+    // A reader that went away is no failure.
+    drop(io::stdout().write_all(markdown(&rows).as_bytes()));
+}
+
+fn markdown(rows: &[Row]) -> String {
     let mut text = "| what | ours | peer | ratio | target | met |\n|---|---|---|---|---|---|\n".to_owned();
     for row in rows {
         let ratio = row.ratio.map(|ratio| format!("{ratio:.3}")).unwrap_or_default();

@@ -29,7 +29,6 @@ mod requests;
 mod rollback;
 mod sink;
 mod snapshots;
-mod strain;
 mod upkeep;
 mod watch;
 mod worker;

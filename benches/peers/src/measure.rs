@@ -137,67 +137,75 @@ fn in_order(begun: &[Begun]) -> bool {
     })
 }
 
-async fn start(peer: &impl Peer, samples: usize) -> Result<Value, Refusal> {
+/// Lets the peer work, and takes so many samples of a latency, or as many as fit into the time.
+async fn sampled(
+    peer: &impl Peer,
+    samples: usize,
+    sample: impl AsyncFn(u64) -> Result<Duration, Refusal>,
+) -> Result<Value, Refusal> {
     peer.work().await?;
     tokio::time::sleep(SETTLE).await;
-    let mut latencies = Vec::new();
-    let until = Instant::now() + SAMPLES;
-    for number in (0..samples as u64).take_while(|_| Instant::now() < until) {
-        // Away from the beat of any poll.
-        tokio::time::sleep(Duration::from_millis(20 + number * 37 % 100)).await;
-        RECORD.clear();
-        let from = Instant::now();
-        peer.ask(&[Job { number, lane: 0, hold: false }]).await?;
-        let begun = RECORD.wait(1, SAMPLE).await.map_err(Refusal::Failed)?;
-        latencies.push(begun[0].at.saturating_duration_since(from));
-    }
-    Ok(quantiles(latencies))
-}
-
-async fn successor(peer: &impl Peer, samples: usize) -> Result<Value, Refusal> {
-    peer.work().await?;
-    tokio::time::sleep(SETTLE).await;
-    let mut latencies = Vec::new();
-    let until = Instant::now() + SAMPLES;
+    let (mut latencies, until) = (Vec::new(), Instant::now() + SAMPLES);
     for number in (0..samples as u64).take_while(|_| Instant::now() < until) {
         // The end of the job before is written down by then.
         tokio::time::sleep(Duration::from_millis(50)).await;
         RECORD.clear();
-        let first = Job { number: number * 2, lane: 0, hold: true };
-        let second = Job { number: number * 2 + 1, lane: 0, hold: false };
-        peer.ask(&[first, second]).await?;
-        RECORD.wait(1, SAMPLE).await.map_err(Refusal::Failed)?;
-        tokio::time::sleep(Duration::from_millis(20 + number * 37 % 100)).await;
-        let from = Instant::now();
-        RECORD.release();
-        let begun = RECORD.wait(2, SAMPLE).await.map_err(Refusal::Failed)?;
-        if begun[0].job.number != first.number || begun[1].at < from {
-            return Err(Refusal::Unsupported(
-                "the second job of a lane did not wait for the first one's end",
-            ));
-        }
-        latencies.push(begun[1].at.duration_since(from));
+        latencies.push(sample(number).await?);
     }
     Ok(quantiles(latencies))
 }
 
+/// Away from the beat of any poll, at another moment each time.
+async fn pause(number: u64) {
+    tokio::time::sleep(Duration::from_millis(20 + number * 37 % 100)).await;
+}
+
+/// Waits until so many jobs of a sample have begun.
+async fn begun(jobs: usize) -> Result<Vec<Begun>, Refusal> {
+    RECORD.wait(jobs, SAMPLE).await.map_err(Refusal::Failed)
+}
+
+async fn start(peer: &impl Peer, samples: usize) -> Result<Value, Refusal> {
+    let sample = async |number| {
+        pause(number).await;
+        let from = Instant::now();
+        peer.ask(&[Job { number, lane: 0, hold: false }]).await?;
+        Ok(begun(1).await?[0].at.saturating_duration_since(from))
+    };
+    sampled(peer, samples, sample).await
+}
+
+async fn successor(peer: &impl Peer, samples: usize) -> Result<Value, Refusal> {
+    let sample = async |number| {
+        let first = Job { number: number * 2, lane: 0, hold: true };
+        let second = Job { number: number * 2 + 1, lane: 0, hold: false };
+        peer.ask(&[first, second]).await?;
+        begun(1).await?;
+        pause(number).await;
+        let from = Instant::now();
+        RECORD.release();
+        let begun = begun(2).await?;
+        if begun[0].job.number != first.number || begun[1].at < from {
+            let why = "the second job of a lane did not wait for the first one's end";
+            return Err(Refusal::Unsupported(why));
+        }
+        Ok(begun[1].at.duration_since(from))
+    };
+    sampled(peer, samples, sample).await
+}
+
 async fn cancel(peer: &impl Peer, samples: usize) -> Result<Value, Refusal> {
-    peer.work().await?;
-    tokio::time::sleep(SETTLE).await;
-    let mut latencies = Vec::new();
-    let until = Instant::now() + SAMPLES;
-    for number in (0..samples as u64).take_while(|_| Instant::now() < until) {
-        RECORD.clear();
+    let sample = async |number| {
         let job = Job { number, lane: 0, hold: true };
         peer.ask(&[job]).await?;
-        RECORD.wait(1, SAMPLE).await.map_err(Refusal::Failed)?;
-        tokio::time::sleep(Duration::from_millis(20 + number * 37 % 100)).await;
+        begun(1).await?;
+        pause(number).await;
         let from = Instant::now();
         peer.cancel(job).await?;
         RECORD.cancelled(SAMPLE).await.map_err(Refusal::Failed)?;
-        latencies.push(from.elapsed());
-    }
-    Ok(quantiles(latencies))
+        Ok(from.elapsed())
+    };
+    sampled(peer, samples, sample).await
 }
 
 /// Transactions in the database while nothing is to be done.

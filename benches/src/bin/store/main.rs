@@ -1,7 +1,6 @@
 //! The stores side by side with their peers: `cargo xtask bench store`.
 
 mod big;
-mod cpu;
 mod drain;
 mod fill;
 mod latency;
@@ -10,10 +9,7 @@ mod peers;
 mod place;
 mod stopwatch;
 
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-};
+use std::process::ExitCode;
 
 use clap::Parser;
 use ocore_benches::table;
@@ -63,21 +59,8 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let names: Vec<&str> = measures::NAMES
-        .into_iter()
-        .filter(|name| arguments.only.is_empty() || arguments.only.iter().any(|only| only == name))
-        .collect();
     let bench = Bench { place: Place::start(), peers, arguments };
-    let mut rows = Vec::new();
-    for name in names {
-        eprintln!("━━ {name}");
-        let measured = bench.measure(name).await;
-        for row in &measured {
-            eprintln!("{}: {} {}", row.what, row.ours, row.peer);
-        }
-        rows.extend(measured);
-    }
-    // A reader that went away is no failure.
-    drop(io::stdout().write_all(table::markdown(&rows).as_bytes()));
+    let only = &bench.arguments.only;
+    table::print(&measures::NAMES, only, async |name: &str| bench.measure(name).await).await;
     ExitCode::SUCCESS
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use ocore_benches::{
-    memory_store,
+    cpu, memory_store,
     table::{Row, median, quantile},
 };
 use ocore_core::{engine::Timing, port::Store};
@@ -11,7 +11,7 @@ use ocore_local::{Durability, SqliteStore};
 use sqlx::PgPool;
 
 use crate::{
-    Arguments, big, cpu,
+    Arguments, big,
     drain::drain,
     fill::{self, Size},
     latency::{self, Samples},

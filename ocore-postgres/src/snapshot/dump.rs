@@ -268,8 +268,7 @@ pub(super) async fn restore(
     let mut command = tools.restore();
     // What is not durable yet when this ends, is when the databases change their names: that commit waits for it. Nothing is
     // left for `--transaction-size` to win, and what is made can be seen.
-    let settings =
-        "-c synchronous_commit=off -c maintenance_work_mem=256MB -c max_parallel_maintenance_workers=0";
+    let settings = "-c synchronous_commit=off -c maintenance_work_mem=256MB";
     server.equip(&mut command, into.database, into.name, settings);
     command.args(["--format=custom", "--exit-on-error", "--no-password"]);
     command.arg(format!("--dbname={}", into.database)).arg("--use-list").arg(into.list);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    env, fs,
+    env, fs, iter,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -23,11 +23,21 @@ impl Tools {
     /// Those that fit a server best: of its own major version, or else of another one whose dumps can be restored there.
     pub(super) fn find(configured: Option<&Path>, server_version: u32) -> Result<Self> {
         let server = server_version / 10_000;
-        let places = configured.map_or_else(|| places(server), |directory| vec![directory.to_owned()]);
-        let found: Vec<_> = places.iter().filter_map(|directory| Self::look(directory)).collect();
-        let fitting = found.iter().filter(|tools| tools.fit(server));
-        if let Some(tools) = fitting.min_by_key(|tools| tools.major.abs_diff(server)) {
-            return Ok(tools.clone());
+        let mut found = Vec::new();
+        let mut look = |directory: PathBuf| {
+            let tools = Self::look(&directory)?;
+            found.push(tools.clone());
+            (tools.major == server && tools.fit(server)).then_some(tools)
+        };
+        // The rest is looked at only where none is of the server's own version: a program on the path can be a slow script.
+        let own = match configured {
+            Some(directory) => look(directory.to_owned()),
+            None => places(server).find_map(look),
+        };
+        let fitting = || found.iter().filter(|tools| tools.fit(server));
+        let nearest = || fitting().min_by_key(|tools| tools.major.abs_diff(server)).cloned();
+        if let Some(tools) = own.or_else(nearest) {
+            return Ok(tools);
         }
         let found: BTreeSet<_> = found
             .iter()
@@ -72,11 +82,20 @@ impl Tools {
     }
 }
 
-/// Debian's and Red Hat's place of the server's version, where `pg_config` says, and the path.
-fn places(server: u32) -> Vec<PathBuf> {
-    let configured = Command::new("pg_config").arg("--bindir").stdin(Stdio::null()).output();
-    let configured = configured.ok().map(|it| PathBuf::from(String::from_utf8_lossy(&it.stdout).trim()));
+/// Debian's and Red Hat's place of the server's version, where `pg_config` says, and the path; looked up one after another.
+fn places(server: u32) -> impl Iterator<Item = PathBuf> {
     let layouts = [format!("/usr/lib/postgresql/{server}/bin"), format!("/usr/pgsql-{server}/bin")];
+    let layouts = layouts.into_iter().map(PathBuf::from);
+    layouts.chain(iter::once_with(configured).flatten()).chain(iter::once_with(others).flatten())
+}
+
+fn configured() -> Option<PathBuf> {
+    let output = Command::new("pg_config").arg("--bindir").stdin(Stdio::null()).output().ok()?;
+    Some(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+/// The path, and Debian's places of other versions.
+fn others() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut others: Vec<_> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -84,8 +103,7 @@ fn places(server: u32) -> Vec<PathBuf> {
         .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
         .collect();
     others.sort();
-    let own = layouts.into_iter().map(PathBuf::from).chain(configured);
-    own.chain(env::split_paths(&path)).chain(others).collect()
+    env::split_paths(&path).chain(others).collect()
 }
 
 /// `pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` says 15.18.

@@ -1,13 +1,13 @@
 //! Databases like Odoo's: very many small tables, and in the large one a few that hold nearly everything.
 
-/// Small tables that refer to each other: about 150 KB each, in four files.
+/// Small tables that refer to each other, of six files each.
 fn small_tables(count: u32) -> String {
     format!(
         "DO $$ BEGIN FOR n IN 1..{count} LOOP
              EXECUTE format('CREATE TABLE model_%s (id serial PRIMARY KEY, name text NOT NULL, parent int, \
                  amount numeric(12, 2), written timestamptz NOT NULL DEFAULT now())', n);
              EXECUTE format('INSERT INTO model_%s (name, parent, amount) SELECT md5(%s || i::text) || md5(%s || (i * 7)::text) || \
-                 md5(%s || (i * 13)::text), 1 + i %% 130, i / 3.0 FROM generate_series(1, 150) AS i', n, n, n, n);
+                 md5(%s || (i * 13)::text), 1 + i %% 40, i / 3.0 FROM generate_series(1, 40) AS i', n, n, n, n);
              EXECUTE format('CREATE INDEX ON model_%s (name)', n);
              IF n > 1 THEN
                  EXECUTE format('ALTER TABLE model_%s ADD FOREIGN KEY (parent) REFERENCES model_%s', n, n - 1);
@@ -16,10 +16,14 @@ fn small_tables(count: u32) -> String {
     )
 }
 
-/// 460 tables.
+/// 460 tables, of which one has most of the text: 70 MB.
 pub(crate) fn small() -> Vec<String> {
     vec![
-        small_tables(460),
+        small_tables(459),
+        "CREATE TABLE ir_ui_view (id int PRIMARY KEY, name text, arch text)".to_owned(),
+        "INSERT INTO ir_ui_view SELECT i, 'view ' || i, (SELECT string_agg('<field name=\"' || md5((i * 31 + k)::text) || \
+         '\" invisible=\"1\"/>', '') FROM generate_series(1, 60) AS k) FROM generate_series(1, 4000) AS i"
+            .to_owned(),
         "CREATE TABLE marker AS SELECT 'before' AS value".to_owned(),
         "ANALYZE".to_owned(),
     ]
@@ -41,7 +45,7 @@ pub(crate) fn large(scale: f64) -> Vec<String> {
         format!(
             "INSERT INTO ir_attachment SELECT i, 'file ' || i, CASE WHEN i % 5 < 3 THEN b.bytes \
              ELSE convert_to(substr(encode(b.bytes, 'hex'), 1 + i % 97, 68000), 'UTF8') END \
-             FROM generate_series(1, {attachments}) AS i JOIN block AS b ON b.n = i % 200"
+             FROM generate_series(1, {attachments}) AS i JOIN block AS b ON b.n = i % 200 ORDER BY i"
         ),
         "CREATE TABLE mail_message (id int PRIMARY KEY, model text, res_id int, body text)".to_owned(),
         format!(

@@ -5,6 +5,7 @@ mod builder;
 mod child;
 mod contents;
 mod dump;
+mod fill;
 mod finish;
 mod ledger;
 mod logins;
@@ -162,6 +163,7 @@ struct Shared {
     keep_replaced: Duration,
     keep_clones: Duration,
     shut_out: bool,
+    restore_jobs: usize,
     /// The extensions that could be made in an empty database.
     rehearsed: Mutex<BTreeSet<String>>,
 }

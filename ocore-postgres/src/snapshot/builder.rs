@@ -2,8 +2,10 @@
 
 use std::{
     collections::BTreeMap,
+    num::NonZeroUsize,
     path::PathBuf,
     sync::{Arc, Mutex},
+    thread,
     time::Duration,
 };
 
@@ -11,6 +13,8 @@ use super::{
     Fingerprint, PostgresSnapshotter, Shared, Strategy, TEMPLATE, Verification, server::Server, shelf::Shelf,
 };
 
+/// How many jobs a restore has at most, unless said otherwise.
+const RESTORE_JOBS_MAX: usize = 4;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The settings of a [`PostgresSnapshotter`]. Each has a default that we run ourselves.
@@ -33,6 +37,7 @@ impl PostgresSnapshotterBuilder {
             keep_replaced: DAY,
             keep_clones: DAY,
             shut_out: false,
+            restore_jobs: thread::available_parallelism().map_or(1, |it| it.get().min(RESTORE_JOBS_MAX)),
             rehearsed: Mutex::default(),
         };
         Self { shared }
@@ -95,6 +100,15 @@ impl PostgresSnapshotterBuilder {
     #[must_use]
     pub const fn keep_clones(mut self, duration: Duration) -> Self {
         self.shared.keep_clones = duration;
+        self
+    }
+
+    /// How many sessions restore a dump of 64 MiB or more at once, before compression; as many as this machine has
+    /// processors unless said otherwise, four at most. More than one need the unpacked dump in a file beside the snapshot: where
+    /// there is no room for it, one does it all.
+    #[must_use]
+    pub const fn restore_jobs(mut self, jobs: NonZeroUsize) -> Self {
+        self.shared.restore_jobs = jobs.get();
         self
     }
 

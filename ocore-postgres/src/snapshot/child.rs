@@ -46,6 +46,11 @@ pub(super) fn consume(command: Command, name: &'static str, output: Stdio) -> Re
     Ok((Running::start(command, name, reader.into(), output)?, writer))
 }
 
+/// Starts a program whose work is in its arguments.
+pub(super) fn alone(command: Command, name: &'static str) -> Result<Running> {
+    Running::start(command, name, Stdio::null(), Stdio::null())
+}
+
 impl Running {
     fn start(mut command: Command, name: &'static str, input: Stdio, output: Stdio) -> Result<Self> {
         let (mut reader, writer) = io::pipe().transient("make a pipe")?;

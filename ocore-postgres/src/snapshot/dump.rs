@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, PipeReader, PipeWriter, Read, Write},
+    io::{self, PipeReader, Read, Write},
     path::Path,
     process::Stdio,
     sync::{
@@ -256,23 +256,43 @@ pub(super) async fn read_through(
     feed(context, server, command, path, written, "reading the dump through").await
 }
 
+/// Unpacks a dump into a new file, which several jobs can read at once. The file is no copy to keep: it is not synced.
+pub(super) async fn unpack(context: &Context, path: &Path, written: &Written, into: &Path) -> Result<()> {
+    let (file, expected, target) = (path.to_owned(), written.clone(), into.to_owned());
+    let mut output = shelf::create(into)?;
+    let moving = Moving::start(move |state| {
+        decompress(&file, &expected, state, move |bytes| at(output.write_all(bytes), "write", &target))
+    });
+    moving.end(context, "unpacking the dump", Some(written.raw_bytes)).await
+}
+
 /// Restores into a database. The first error ends it.
 pub(super) async fn restore(
     context: &Context,
     server: &Server,
     tools: &Tools,
     into: &Destination<'_>,
-    path: &Path,
-    written: &Written,
+    from: &Archive<'_>,
 ) -> Result<()> {
     let mut command = tools.restore();
     // What is not durable yet when this ends, is when the databases change their names: that commit waits for it. Nothing is
     // left for `--transaction-size` to win, and what is made can be seen.
-    let settings = "-c synchronous_commit=off -c maintenance_work_mem=256MB";
-    server.equip(&mut command, into.database, into.name, settings);
+    let common = "-c synchronous_commit=off -c maintenance_work_mem=256MB";
+    let settings = match from {
+        Archive::Packed { .. } => common.to_owned(),
+        // The jobs are the workers.
+        Archive::Unpacked { .. } => format!("{common} -c max_parallel_maintenance_workers=0"),
+    };
+    server.equip(&mut command, into.database, into.name, &settings);
     command.args(["--format=custom", "--exit-on-error", "--no-password"]);
     command.arg(format!("--dbname={}", into.database)).arg("--use-list").arg(into.list);
-    feed(context, server, command, path, written, "restoring").await
+    match *from {
+        Archive::Packed { path, written } => feed(context, server, command, path, written, "restoring").await,
+        Archive::Unpacked { path, jobs } => {
+            command.arg(format!("--jobs={jobs}")).arg(path);
+            child::alone(command, "pg_restore")?.end(context, server).await
+        }
+    }
 }
 
 /// Where a dump goes.
@@ -284,6 +304,14 @@ pub(super) struct Destination<'a> {
     pub(super) list: &'a Path,
 }
 
+/// Where a dump comes from.
+pub(super) enum Archive<'a> {
+    /// The file that is kept: one job reads it from its beginning to its end.
+    Packed { path: &'a Path, written: &'a Written },
+    /// A file that so many jobs can read.
+    Unpacked { path: &'a Path, jobs: usize },
+}
+
 async fn feed(
     context: &Context,
     server: &Server,
@@ -292,17 +320,29 @@ async fn feed(
     written: &Written,
     what: &'static str,
 ) -> Result<()> {
-    let (mut program, input) = child::consume(command, "pg_restore", Stdio::null())?;
+    let (mut program, mut input) = child::consume(command, "pg_restore", Stdio::null())?;
     let (file, expected) = (path.to_owned(), written.clone());
-    let moving = Moving::start(move |state| decompress(&file, input, &expected, state));
+    let moving = Moving::start(move |state| {
+        let mut wanted = true;
+        decompress(&file, &expected, state, move |bytes| {
+            // One that needs the beginning only closes its end; the rest is read for the checksum's sake.
+            wanted = wanted && input.write_all(bytes).is_ok();
+            Ok(())
+        })
+    });
     together(context, server, &mut program, moving, what, Some(written.raw_bytes)).await
 }
 
-fn decompress(path: &Path, mut input: PipeWriter, expected: &Written, state: &State) -> Result<()> {
+/// Reads a whole dump, and compares it with what was written at the end.
+fn decompress(
+    path: &Path,
+    expected: &Written,
+    state: &State,
+    mut put: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let mut hashing = open(path)?;
     let mut decoder = zstd::Decoder::new(&mut hashing).transient("start zstd")?;
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut wanted = true;
     let mut raw_bytes = 0;
     loop {
         let count = decoder.read(&mut buffer).permanent(format!("the dump {} is corrupt", path.display()))?;
@@ -310,12 +350,12 @@ fn decompress(path: &Path, mut input: PipeWriter, expected: &Written, state: &St
             break;
         }
         raw_bytes += count as u64;
-        // One that needs the beginning only closes its end; the rest is read for the checksum's sake.
-        wanted = wanted && input.write_all(&buffer[..count]).is_ok();
+        put(&buffer[..count])?;
         at(state.add(count), "read", path)?;
     }
     drop(decoder);
-    drop(input);
+    // Whoever waits for the rest need not wait for the checksum.
+    drop(put);
     io::copy(&mut hashing, &mut io::sink()).transient(format!("read {}", path.display()))?;
     compare(path, &hashing, expected)?;
     if raw_bytes == expected.raw_bytes {

@@ -11,9 +11,9 @@ use super::{
     Fingerprint, Shared, Strategy,
     attributes::Attributes,
     contents::take_stock,
+    fill::make_extensions,
     ledger::{Held, Made, beside, exists},
     manifest::Contents,
-    restore::make_extensions,
     server::{
         Argument::{Text, Texts},
         Session, column, name,
@@ -314,7 +314,7 @@ fn part(bytes: u64, percent: u64) -> u64 {
 }
 
 /// What is free, if it is less than what is needed.
-fn too_little(path: &Path, needed: u64) -> Option<u64> {
+pub(super) fn too_little(path: &Path, needed: u64) -> Option<u64> {
     let system = rustix::fs::statvfs(path).ok()?;
     let free = system.f_bavail.saturating_mul(system.f_frsize);
     (free < needed).then_some(free)

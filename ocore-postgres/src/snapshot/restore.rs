@@ -1,34 +1,20 @@
 //! Putting a snapshot back: a side database is made and checked, and then takes the application's place.
 
-use std::{convert::Infallible, io::Write as _, path::Path, time::Duration};
+use std::path::Path;
 
 use ocore_core::{
     environment::Instance,
-    event::{Progress, Unit},
-    port::{Classify as _, Context, Error, Result},
+    port::{Context, Error, Result},
     release::Snapshot,
 };
-use tokio::time::sleep;
 
 use super::{
-    Shared,
-    attributes::Attributes,
-    contents,
-    dump::{self, Destination},
+    Shared, dump,
     ledger::{Held, Kind, Ledger, Made, beside, exists, snapshot_key},
-    manifest::{self, Cloned, Contents, Copied, Dumped, Extension, Manifest},
-    server::{Argument::Text, Session, column, literal, name},
+    manifest::{self, Cloned, Copied, Manifest},
+    server::{Argument::Text, literal, name},
     shelf::{self, DUMP},
-    tools::Tools,
 };
-
-/// How often it is shown what a restore is at.
-const SHOWN_EVERY: Duration = Duration::from_millis(250);
-
-/// Indexes, and foreign keys, of the tables of a database.
-const INDEXES: &str = "SELECT (SELECT count(*) FROM pg_index AS i JOIN pg_class AS c ON c.oid = i.indrelid \
-     JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema') \
-     + (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0)";
 
 impl Shared {
     /// Puts a snapshot back.
@@ -177,89 +163,6 @@ impl Shared {
         Ok(Made::new(clone.database.clone(), &held.database, context.deployment(), &manifest.reference))
     }
 
-    /// Makes an empty database, restores a dump into it and compares what is there with what was dumped.
-    pub(super) async fn fill_side(
-        &self,
-        context: &Context,
-        held: &mut Held,
-        side: &Made,
-        copied: &Copied,
-        dump: &Dumped,
-        path: &Path,
-    ) -> Result<()> {
-        let tools = Tools::find(self.tools.as_deref(), held.ledger.session.version())?;
-        let application = self.application(context);
-        let mut inside = self.make_side(context, held, side, &copied.attributes).await?;
-        let entries = dump::list(context, &self.server, &tools, path).await?;
-        if entries.len() as u64 != dump.entries {
-            return Err(Error::permanent(format!(
-                "the dump {} has another table of contents",
-                path.display()
-            )));
-        }
-        let entries = make_extensions(&mut inside, &dump.contents, entries).await?;
-        let list = list_file(&entries)?;
-        let destination = Destination { database: &side.name, name: &application, list: list.path() };
-        let written = dump.written();
-        let restoring = dump::restore(context, &self.server, &tools, &destination, path, &written);
-        tokio::select! {
-            restored = restoring => restored?,
-            () = self.show_indexes(context, &side.name, &entries) => {}
-        }
-        self.server.run_long(context, &mut inside, "ANALYZE", "analyze the side database").await?;
-        let restored = contents::take_stock(&mut inside, context, self.fingerprint_of(dump)).await?;
-        inside.close().await;
-        match contents::difference(&dump.contents, &restored) {
-            None => Ok(()),
-            Some(difference) => {
-                Err(Error::permanent(format!("what was restored is not what was dumped: {difference}")))
-            }
-        }
-    }
-
-    /// Shows how many indexes and constraints there are of those that are to be made: that takes as long as all the data,
-    /// and no bytes tell of it. Never ends by itself.
-    async fn show_indexes(&self, context: &Context, side: &str, entries: &[String]) {
-        let is_one = |line: &&String| line.contains(" INDEX ") || line.contains(" CONSTRAINT ");
-        let total = entries.iter().filter(is_one).count() as u64;
-        let watched = async {
-            let mut watcher = self.server.session(context, side, &self.application(context)).await?;
-            loop {
-                sleep(SHOWN_EVERY).await;
-                let made = watcher.row(INDEXES, &[]).await?.map(|row| column::<i64>(&row, 0)).transpose()?;
-                let made = u64::try_from(made.unwrap_or(0)).unwrap_or(0).min(total);
-                if made > 0 {
-                    let what = "building indexes and constraints";
-                    context.progress(Progress::new(what, made, Some(total), Unit::Items));
-                }
-            }
-        };
-        // Who cannot watch does not keep the restore from its end.
-        let _: Result<Infallible> = watched.await;
-        std::future::pending::<()>().await;
-    }
-
-    /// Makes an empty database to which nobody but its owner can connect, and opens a session in it.
-    pub(super) async fn make_side(
-        &self,
-        context: &Context,
-        held: &mut Held,
-        side: &Made,
-        attributes: &Attributes,
-    ) -> Result<Session> {
-        held.check().await?;
-        held.ledger.announce(Kind::Side, side).await?;
-        let session = &mut held.ledger.session;
-        let create = attributes.create(&side.name, &self.template);
-        self.server.run_long(context, session, &create, "make the side database").await?;
-        let quoted = name(&side.name);
-        let revoke = format!("REVOKE CONNECT ON DATABASE {quoted} FROM PUBLIC");
-        session.run(revoke, "close the side database").await?;
-        let open = format!("ALTER DATABASE {quoted} ALLOW_CONNECTIONS true");
-        session.run(open, "open the side database").await?;
-        self.server.session(context, &side.name, &self.application(context)).await
-    }
-
     /// Restores a dump that was just taken, compares, and removes what it made.
     pub(super) async fn drill(
         &self,
@@ -371,73 +274,5 @@ impl Manifest {
             copied.clone = None;
         }
         changed
-    }
-}
-
-/// Makes the extensions before anything that uses them, and of their functions what they were: `ALTER FUNCTION …
-/// IMMUTABLE` is in no dump, and without it an index on such a function cannot be made. Gives the entries that are left.
-pub(super) async fn make_extensions(
-    inside: &mut Session,
-    contents: &Contents,
-    entries: Vec<String>,
-) -> Result<Vec<String>> {
-    let mut schemas = Vec::new();
-    for (extension, Extension { version, schema, schema_owner }) in &contents.extensions {
-        let is_there = "SELECT true FROM pg_namespace WHERE nspname = $1";
-        if !inside.is(is_there, &[Text(schema)]).await? {
-            let make = format!("CREATE SCHEMA {} AUTHORIZATION {}", name(schema), name(schema_owner));
-            inside.run(make, "make the schema of an extension").await?;
-            schemas.push(schema);
-        }
-        let known = "SELECT true FROM pg_available_extension_versions WHERE name = $1 AND version = $2";
-        let known = inside.is(known, &[Text(extension), Text(version)]).await?;
-        let version = if known { format!(" VERSION {}", literal(version)) } else { String::new() };
-        let (quoted, schema) = (name(extension), name(schema));
-        let make = format!("CREATE EXTENSION IF NOT EXISTS {quoted} SCHEMA {schema}{version} CASCADE");
-        inside.run(make, &format!("make extension {extension}")).await?;
-    }
-    let now = contents::functions(inside).await?;
-    let differing = contents.functions.iter().filter(|(function, is)| now.get(*function) != Some(is));
-    for (function, is) in differing {
-        // The search path is empty but for the server's own schema: the signature is complete.
-        let altered = inside.run(format!("ALTER FUNCTION {function} {is}"), "alter").await;
-        altered.permanent(format!(
-            "function {function} of an extension was made {is}, which this role cannot repeat: give the snapshotter a \
-             template database in which it is so"
-        ))?;
-    }
-    let mut theirs = Vec::new();
-    let strange = "SELECT extname::text FROM pg_extension WHERE NOT pg_has_role(extowner, 'USAGE')";
-    for row in inside.rows(strange, &[]).await? {
-        theirs.push(column::<String>(&row, 0)?);
-    }
-    let made = |line: &str| schemas.iter().any(|schema| line.contains(&format!(" SCHEMA - {schema} ")));
-    let commented = |line: &str| {
-        theirs.iter().any(|extension| line.contains(&format!(" COMMENT - EXTENSION {extension}")))
-    };
-    Ok(entries.into_iter().filter(|line| !made(line) && !commented(line)).collect())
-}
-
-fn list_file(entries: &[String]) -> Result<ListFile> {
-    let path = std::env::temp_dir().join(format!("ocore-list-{}", uuid::Uuid::new_v4().simple()));
-    let list = ListFile(path);
-    let mut file = shelf::create(list.path())?;
-    shelf::at(file.write_all(entries.join("\n").as_bytes()), "write", list.path())?;
-    Ok(list)
-}
-
-/// A file that is removed with this.
-struct ListFile(std::path::PathBuf);
-
-impl ListFile {
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for ListFile {
-    fn drop(&mut self) {
-        // It holds nothing but names, in a directory that is emptied anyway.
-        drop(shelf::remove_file(&self.0));
     }
 }

@@ -13,7 +13,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _};
 use tokio_util::sync::CancellationToken;
 
-use crate::site::{PASSWORD, Site};
+use crate::{
+    disk::SmallDisk,
+    site::{PASSWORD, Site},
+};
 
 /// Enough to be at it for a while.
 const MUCH: &str = "CREATE TABLE much AS SELECT n AS id, md5(n::text) || md5((-n)::text) AS value, json_build_object('n', n) AS \
@@ -26,7 +29,7 @@ async fn filled(strategy: Strategy) -> Site {
 }
 
 /// The programs that this process has started and that run.
-fn children(name: &str) -> Vec<Pid> {
+pub(crate) fn children(name: &str) -> Vec<Pid> {
     let own = std::process::id().to_string();
     let entries = fs::read_dir("/proc").unwrap().flatten();
     let found = entries.filter_map(|entry| {
@@ -202,38 +205,15 @@ async fn a_server_that_stops_in_the_middle_is_an_error_that_passes() {
     assert_eq!(site.one(&site.database, "SELECT id::text FROM few").await, "1");
 }
 
-/// A file system of this size that nobody but this test uses, gone with it.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(megabytes: u32) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={megabytes}m,mode=0777"), "ocore-test"])
-            .arg(directory.path())
-            .status();
-        assert!(mounted.unwrap().success(), "a small file system needs the right to mount one");
-        Self(directory)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(self.0.path()).status());
-    }
-}
-
 /// H6: others leave a file there that looks like a dump.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_full_during_the_dump_is_named_and_nothing_is_left() {
     let never = never();
     let site = filled(Strategy::Dump).await;
     let disk = SmallDisk::new(80);
-    let link = site.snapshots();
-    fs::create_dir(disk.0.path().join("snapshots")).unwrap();
-    std::os::unix::fs::symlink(disk.0.path().join("snapshots"), &link).unwrap();
+    disk.hold(&site);
     // There is room when it begins; then somebody else takes it.
-    let filler = disk.0.path().join("filler");
+    let filler = disk.path().join("filler");
     let fill = async {
         pg_dump_is_at_it(&site).await;
         let mut file = fs::File::create(&filler).unwrap();
@@ -260,7 +240,7 @@ async fn a_servers_disk_that_is_full_during_the_restore_leaves_the_database_as_i
     let change = |it: PostgresSnapshotterBuilder| it.strategy(Strategy::Dump).fingerprint(Fingerprint::None);
     let site = Site::on(&cluster.url("postgres"), change).await;
     let tablespace = format!("small_{}", site.role);
-    let place = disk.0.path().join("tablespace");
+    let place = disk.path().join("tablespace");
     fs::create_dir(&place).unwrap();
     let given = Command::new("chown").arg("postgres").arg(&place).status();
     assert!(given.unwrap().success());
@@ -272,10 +252,10 @@ async fn a_servers_disk_that_is_full_during_the_restore_leaves_the_database_as_i
     let snapshot = site.take().await;
     site.sql("UPDATE few SET id = 2").await;
     let (caller, before) = (site.caller(), site.other_databases().await);
-    let filler = disk.0.path().join("filler");
+    let filler = disk.path().join("filler");
     // An empty database has its room; what is left for tables is too little.
     let leave = 25 * 1024 * 1024;
-    let free = rustix::fs::statvfs(disk.0.path()).unwrap();
+    let free = rustix::fs::statvfs(disk.path()).unwrap();
     let mut file = fs::File::create(&filler).unwrap();
     for _ in 0..(free.f_bavail * free.f_frsize).saturating_sub(leave) / 65536 {
         file.write_all(&[7; 65536]).unwrap();
@@ -414,7 +394,7 @@ async fn a_database_whose_removal_was_interrupted_is_removed_by_the_next_call() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clone_without_room_is_a_dump_instead() {
     let disk = SmallDisk::new(8);
-    let site = Site::with(|it| it.strategy(Strategy::Auto).server_files(disk.0.path())).await;
+    let site = Site::with(|it| it.strategy(Strategy::Auto).server_files(disk.path())).await;
     site.sql("CREATE TABLE t AS SELECT 1 AS id").await;
     let snapshot = site.take().await;
     let database = &site.manifest(&snapshot)["data"]["database"];

@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up must fail")]
 
 mod clones;
+mod disk;
 mod exchange;
 mod faults;
+mod jobs;
 mod kill;
 mod laws;
 mod logins;

@@ -102,7 +102,7 @@ pub(crate) fn dumped(site: &Site, database: &str) -> String {
 }
 
 /// Everything that this server can do: some are built without ICU.
-async fn everything(site: &Site) -> String {
+pub(crate) async fn everything(site: &Site) -> String {
     let icu =
         site.one("postgres", "SELECT count(*)::text FROM pg_collation WHERE collname = 'de-x-icu'").await;
     if icu != "0" {

@@ -20,9 +20,8 @@ use super::{
     dump::{self, Archive, Destination},
     ledger::{Held, Kind, Made},
     manifest::{Contents, Copied, Dumped, Extension},
-    preflight::too_little,
     server::{Argument::Text, Session, column, literal, name},
-    shelf::{self, Partial},
+    shelf::{self, Partial, too_little},
     tools::Tools,
 };
 

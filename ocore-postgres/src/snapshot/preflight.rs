@@ -1,6 +1,6 @@
 //! What is looked at before anything is touched: whether a snapshot can be taken and, later, restored.
 
-use std::{path::Path, sync::PoisonError};
+use std::sync::PoisonError;
 
 use ocore_core::{
     environment::SnapshotWhen,
@@ -18,6 +18,7 @@ use super::{
         Argument::{Text, Texts},
         Session, column, name,
     },
+    shelf::too_little,
     tools::Tools,
 };
 
@@ -311,11 +312,4 @@ async fn rehearse(
 
 fn part(bytes: u64, percent: u64) -> u64 {
     bytes / 100 * percent
-}
-
-/// What is free, if it is less than what is needed.
-pub(super) fn too_little(path: &Path, needed: u64) -> Option<u64> {
-    let system = rustix::fs::statvfs(path).ok()?;
-    let free = system.f_bavail.saturating_mul(system.f_frsize);
-    (free < needed).then_some(free)
 }

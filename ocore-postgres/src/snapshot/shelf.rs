@@ -194,6 +194,13 @@ fn remove_tree(path: &Path) -> io::Result<()> {
     }
 }
 
+/// How many bytes are free on a path's file system, if those are fewer than what is needed.
+pub(super) fn too_little(path: &Path, needed: u64) -> Option<u64> {
+    let system = rustix::fs::statvfs(path).ok()?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    (free < needed).then_some(free)
+}
+
 /// Classifies an input or output error of a path: what a person must change is permanent, a full disk may pass.
 pub(super) fn at<T>(result: io::Result<T>, doing: &str, path: &Path) -> Result<T> {
     use io::ErrorKind as Kind;

@@ -16,7 +16,7 @@ fn small_tables(count: u32) -> String {
     )
 }
 
-/// 460 tables, of which one has most of the text: 70 MB.
+/// 460 tables, of which one has most of the text: 56 MB.
 pub(crate) fn small() -> Vec<String> {
     vec![
         small_tables(459),

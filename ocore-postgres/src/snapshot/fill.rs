@@ -9,7 +9,7 @@ use std::{
 
 use ocore_core::{
     event::{Progress, Unit},
-    port::{Classify as _, Context, Error, Result},
+    port::{Classify as _, Context, Error, ErrorKind, Result},
 };
 use tokio::time::sleep;
 
@@ -37,17 +37,47 @@ const MADE: &str = "SELECT (SELECT count(*) FROM pg_index AS i JOIN pg_class AS 
      + (SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conparentid = 0), \
      pg_database_size(current_database())";
 
+/// What a database is filled with.
+pub(super) struct Original<'a> {
+    pub(super) copied: &'a Copied,
+    pub(super) dump: &'a Dumped,
+    /// The file that holds the dump.
+    pub(super) path: &'a Path,
+}
+
 impl Shared {
     /// Makes an empty database, restores a dump into it and compares what is there with what was dumped.
+    ///
+    /// Several jobs need what one does not: room, connections, and that they are not in each other's way (what is made of
+    /// partitions locks tables that the plan of `pg_restore` does not know of, and the server ends one of two that wait for
+    /// each other). So what several jobs fail at, one does again.
     pub(super) async fn fill_side(
         &self,
         context: &Context,
         held: &mut Held,
         side: &Made,
-        copied: &Copied,
-        dump: &Dumped,
-        path: &Path,
+        original: &Original<'_>,
     ) -> Result<()> {
+        let jobs = self.jobs_for(original.dump);
+        match self.fill_by(jobs, context, held, side, original).await {
+            Err(error) if jobs > 1 && error.kind() != ErrorKind::Cancelled => {
+                context.log(format!("{jobs} jobs failed, one begins again: {error}"));
+                held.ledger.drop_made(&side.name).await?;
+                self.fill_by(1, context, held, side, original).await
+            }
+            filled => filled,
+        }
+    }
+
+    async fn fill_by(
+        &self,
+        jobs: usize,
+        context: &Context,
+        held: &mut Held,
+        side: &Made,
+        original: &Original<'_>,
+    ) -> Result<()> {
+        let Original { copied, dump, path } = *original;
         let tools = Tools::find(self.tools.as_deref(), held.ledger.session.version())?;
         let application = self.application(context);
         let mut inside = self.make_side(context, held, side, &copied.attributes).await?;
@@ -61,8 +91,9 @@ impl Shared {
         let entries = make_extensions(&mut inside, &dump.contents, entries).await?;
         let list = list_file(&entries)?;
         let destination = Destination { database: &side.name, name: &application, list: list.path() };
-        let (written, jobs) = (dump.written(), self.jobs_for(dump));
-        let unpacked = if jobs > 1 { Some(self.unpack(context, side, dump, path).await?) } else { None };
+        let written = dump.written();
+        let unpacked =
+            if jobs > 1 { Some(self.unpack(context, side, dump, path, jobs).await?) } else { None };
         let archive = match &unpacked {
             Some((_, path)) => Archive::Unpacked { path, jobs },
             None => Archive::Packed { path, written: &written },
@@ -101,11 +132,12 @@ impl Shared {
         side: &Made,
         dump: &Dumped,
         path: &Path,
+        jobs: usize,
     ) -> Result<(Partial, PathBuf)> {
         let place = self.shelf.begin(&format!("{}-unpacked", context.deployment()), &side.database)?;
         let unpacked = place.path().join("unpacked.dump");
         dump::unpack(context, path, &dump.written(), &unpacked).await?;
-        context.log(format!("unpacked {} bytes for {} jobs", dump.raw_bytes, self.restore_jobs));
+        context.log(format!("unpacked {} bytes for {jobs} jobs", dump.raw_bytes));
         Ok((place, unpacked))
     }
 

@@ -10,6 +10,7 @@ use ocore_core::{
 
 use super::{
     Shared, dump,
+    fill::Original,
     ledger::{Held, Kind, Ledger, Made, beside, exists, snapshot_key},
     manifest::{self, Cloned, Copied, Manifest},
     server::{Argument::Text, literal, name},
@@ -101,7 +102,8 @@ impl Shared {
                 let path = directory.join(DUMP);
                 // All of it, before any of it is believed.
                 dump::check_file(context, &path, &dump.written()).await?;
-                let filled = self.fill_side(context, held, &side, copied, dump, &path).await;
+                let filled =
+                    self.fill_side(context, held, &side, &Original { copied, dump, path: &path }).await;
                 self.or_removed(context, held, &side, filled).await?;
                 Ok(side)
             }
@@ -176,7 +178,7 @@ impl Shared {
         let reference = format!("drill {}", held.fence);
         let side =
             Made::new(beside(&database, "ocd", &reference), &database, context.deployment(), &reference);
-        let filled = self.fill_side(context, held, &side, copied, dump, path).await;
+        let filled = self.fill_side(context, held, &side, &Original { copied, dump, path }).await;
         held.ledger.drop_made(&side.name).await?;
         filled
     }

@@ -22,6 +22,13 @@ impl SmallDisk {
         self.0.path()
     }
 
+    /// Makes it larger, or smaller: false if more than that is used already.
+    pub(crate) fn resize(&self, megabytes: u32) -> bool {
+        let size = format!("remount,size={megabytes}m");
+        let resized = Command::new("mount").args(["-o", &size]).arg(self.path()).output();
+        resized.unwrap().status.success()
+    }
+
     /// Holds the snapshots of a site from now on.
     pub(crate) fn hold(&self, site: &Site) {
         let snapshots = self.path().join("snapshots");

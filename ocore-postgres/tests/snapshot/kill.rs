@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    num::NonZeroUsize,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -110,7 +111,7 @@ impl State {
 }
 
 /// Starts a worker that makes one call and ends.
-fn start(site: &Site, port: u16, strategy: &str, fence: u64, restore: Option<&Snapshot>) -> Child {
+pub(crate) fn start(site: &Site, port: u16, strategy: &str, fence: u64, restore: Option<&Snapshot>) -> Child {
     let mut worker = Command::new(env::current_exe().unwrap());
     worker
         .args(["--exact", "kill::worker", "--ignored", "--nocapture"])
@@ -143,6 +144,7 @@ async fn worker() {
     let snapshotter = PostgresSnapshotter::builder(options, Secret::new(PASSWORD), variable("FILES"))
         .strategy(strategy(&variable("STRATEGY")))
         .fingerprint(Fingerprint::Rows)
+        .restore_jobs(NonZeroUsize::new(3).unwrap())
         .keep_replaced(Duration::ZERO)
         .build();
     let caller = Caller::new(Site::environment_stopped(database));

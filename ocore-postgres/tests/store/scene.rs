@@ -76,6 +76,10 @@ impl Eyes {
         Self { place, store, db }
     }
 
+    pub(crate) const fn store(&self) -> &PostgresStore {
+        &self.store
+    }
+
     pub(crate) async fn count(&mut self, query: &str) -> i64 {
         self.place.count_on(&mut self.db, query).await
     }

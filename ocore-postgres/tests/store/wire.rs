@@ -1,11 +1,11 @@
 //! The wire to the server is cut at every byte of every call.
 //!
-//! By default at three places each way; `OCORE_WIRE=every` cuts at every byte.
+//! By default at three places each way; `OCORE_WIRE=every` cuts at every byte, `OCORE_WIRE=50` at fifty places.
 
 use std::time::Duration;
 
 use ocore_core::port::StoreErrorKind;
-use ocore_postgres::store::{Builder, PostgresStore};
+use ocore_postgres::store::PostgresStore;
 use tokio::time::{Instant, sleep};
 
 use crate::{
@@ -14,22 +14,25 @@ use crate::{
     scene::{CALLS, Call, Eyes, Scene, difference},
 };
 
-/// Places in a call of so many bytes: before the first, in the middle, before the last; or every one.
+/// Places in a call of so many bytes: before the first, before the last, and as many between as there should be.
 fn places(bytes: u64) -> Vec<u64> {
-    if std::env::var("OCORE_WIRE").is_ok_and(|it| it == "every") {
-        return (0..bytes).collect();
-    }
-    let mut places = vec![0, bytes / 2, bytes.saturating_sub(1)];
+    let number = match std::env::var("OCORE_WIRE") {
+        Ok(text) if text == "every" => bytes,
+        Ok(text) => text.parse().expect("OCORE_WIRE is `every` or a number"),
+        Err(_) => 3,
+    };
+    let last = bytes.saturating_sub(1);
+    let between = number.saturating_sub(1).max(1);
+    let mut places: Vec<_> = (0..=between).map(|step| last * step / between).collect();
     places.dedup();
     places
 }
 
-/// A client whose connections are made, and whose statements are known to the server.
-async fn client(builder: &Builder, number: u64, call: Call) -> (PostgresStore, Scene) {
-    let store = builder.clone().open().await.expect("the server answers");
-    Scene::begin(&store, call, number).await.make(&store).await.expect("the store answers");
-    let scene = Scene::begin(&store, call, number + 1).await;
-    (store, scene)
+/// A call for which the client's connection is made, and whose statements the server knows on it.
+async fn prepared(eyes: &Eyes, client: &PostgresStore, number: u64, call: Call) -> Scene {
+    let known = Scene::begin(eyes.store(), call, number).await;
+    insist(&known, client, "before the wire is cut").await;
+    Scene::begin(eyes.store(), call, number + 1).await
 }
 
 /// Waits until the server has noticed what was cut: no statement of the store is under way.
@@ -52,17 +55,18 @@ async fn cut_everywhere(pooled: bool) {
     let builder = if pooled { builder.behind_pooler() } else { builder };
     let (mut number, mut unknown, mut done) = (0, 0, 0);
     for call in CALLS {
-        let (measured, whole) = client(&builder, number, call).await;
+        let client = builder.clone().open().await.expect("the server answers");
+        let whole = prepared(&eyes, &client, number, call).await;
         let before = whole.seen(&mut eyes).await;
         proxy.mend();
-        whole.make(&measured).await.expect("the store answers");
+        whole.make(&client).await.expect("the store answers");
         let bytes = WAYS.map(|way| proxy.passed(way));
         let after = whole.seen(&mut eyes).await;
         for way in WAYS {
             for cut in places(bytes[way as usize]) {
                 number += 2;
                 let trial = format!("{call:?}, cut after {cut} of {} bytes {way:?}", bytes[way as usize]);
-                let (client, scene) = client(&builder, number, call).await;
+                let scene = prepared(&eyes, &client, number, call).await;
                 proxy.cut_after(way, cut);
                 let answer = scene.make(&client).await;
                 settled(&mut eyes).await;

@@ -122,9 +122,19 @@ fn flag_of(key: &str, found: &Literal) -> Result<bool, ManifestError> {
     match &found.value {
         Value::Bool(flag) => Ok(*flag),
         Value::None => Ok(false),
-        Value::Number(number) => Ok(number.bytes().any(|byte| matches!(byte, b'1'..=b'9'))),
+        Value::Number(number) => Ok(!is_zero(number)),
         _ => Err(unexpected(key, "True or False", found)),
     }
+}
+
+/// Whether a number that was read is zero, however it is written: `0x0`, `0.0e5`.
+fn is_zero(number: &str) -> bool {
+    let lower = number.to_ascii_lowercase();
+    let digits = match lower.strip_prefix("0x") {
+        Some(digits) => digits,
+        None => lower.split('e').next().unwrap_or("").trim_start_matches("0b").trim_start_matches("0o"),
+    };
+    digits.bytes().all(|byte| matches!(byte, b'0' | b'.' | b'_'))
 }
 
 fn auto_install(found: &Literal) -> Result<AutoInstall, ManifestError> {
@@ -189,6 +199,13 @@ Line 'one'
         check("1", true);
         check("False", false);
         check("0", false);
+        check("-1", true);
+        check("0xa", true);
+        check("0x0", false);
+        check("0b1", true);
+        check("0o0", false);
+        check("0.1", true);
+        check("0.0e5", false);
         check("None", false);
     }
 

@@ -29,6 +29,7 @@ pub mod failure;
 pub mod health;
 pub mod http_probe;
 pub mod id;
+pub mod link;
 pub mod machine;
 pub mod name;
 pub mod port;

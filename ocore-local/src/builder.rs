@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use ocore_core::{
     event::{Progress, Unit},
     id::{DeploymentId, Fence},
+    link,
     port::{Builder, Checkout, Classify, Context, Error, Leftovers, Result},
     release::Image,
 };
@@ -23,7 +24,6 @@ use crate::{
     tree::{
         self, Entry, Kind, Limit, Listing,
         copy::{self, digest_on_disk},
-        link_stays_inside,
         manifest::{Listed, Manifest},
     },
 };
@@ -256,7 +256,7 @@ impl Build {
             let mode = match &entry.kind {
                 Kind::Directory => 0o555,
                 Kind::File { .. } => 0o444 | (entry.mode & 0o111),
-                Kind::Link { target } if link_stays_inside(&entry.path, target) => 0o777,
+                Kind::Link { target } if link::stays_inside(&entry.path, target) => 0o777,
                 Kind::Link { target } => {
                     let (link, target) = (entry.path.display(), target.display());
                     return Err(Error::permanent(format!(

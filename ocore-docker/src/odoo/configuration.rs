@@ -252,8 +252,7 @@ fn literally(name: &str) -> String {
 
 /// Why Odoo would not read a value as it is written. The value itself is not shown: it may be a secret.
 fn value_fault(key: &str, value: &str) -> Option<String> {
-    let is_text = !matches!(key, "list_db" | "proxy_mode" | "with_demo" | "without_demo");
-    let is_own_text = is_text && key.starts_with("db_") || matches!(key, "admin_passwd");
+    let is_own_text = key.starts_with("db_") || key == "admin_passwd";
     // The names of truth are values of another type to Odoo, whatever the option.
     let is_word = matches!(value.to_ascii_lowercase().as_str(), "true" | "false" | "none");
     if value.chars().any(char::is_control) {

@@ -61,8 +61,9 @@ impl Shared {
         let jobs = self.jobs_for(original.dump);
         match self.fill_by(jobs, context, held, side, original).await {
             Err(error) if jobs > 1 && error.kind() != ErrorKind::Cancelled => {
+                // Where the server does not answer, what the jobs failed at says more.
+                let Ok(()) = held.ledger.drop_made(&side.name).await else { return Err(error) };
                 context.log(format!("{jobs} jobs failed, one begins again: {error}"));
-                held.ledger.drop_made(&side.name).await?;
                 self.fill_by(1, context, held, side, original).await
             }
             filled => filled,

@@ -11,6 +11,7 @@ use std::{
 
 use ocore_core::{
     port::{ErrorKind, Snapshotter as _},
+    release::Snapshot,
     testing::laws::caller::{Caller, eventually},
 };
 use ocore_postgres::snapshot::{Fingerprint, PostgresSnapshotterBuilder, Strategy};
@@ -41,6 +42,13 @@ fn unpacked(caller: &Caller) -> bool {
     caller.lines().iter().any(|(_, line)| line.ends_with("bytes for 3 jobs"))
 }
 
+/// Restores, and gives what was said.
+async fn restored(site: &Site, snapshot: &Snapshot) -> Caller {
+    let caller = site.caller();
+    site.snapshotter.restore(&caller.call(2, 2), caller.instance(), snapshot).await.unwrap();
+    caller
+}
+
 async fn is_whole(site: &Site) {
     assert_eq!(site.one(&site.database, "SELECT count(*)::text FROM large").await, "80000");
 }
@@ -61,9 +69,7 @@ async fn everything_comes_back_by_several_jobs_too() {
     let before = dumped(&site, &site.database);
     let snapshot = site.take().await;
     site.sql("TRUNCATE large; DROP TABLE sale CASCADE").await;
-    let caller = site.caller();
-    let restored = site.snapshotter.restore(&caller.call(2, 2), caller.instance(), &snapshot).await;
-    restored.unwrap();
+    let caller = restored(&site, &snapshot).await;
     assert!(unpacked(&caller), "{:?}", caller.lines());
     assert!(dumped(&site, &site.database) == before, "something is different");
     assert_eq!(site.directories(), [snapshot.reference].into(), "what was unpacked is left");
@@ -105,9 +111,7 @@ async fn without_room_to_unpack_one_job_does_it_all() {
     site.sql(LARGE).await;
     let snapshot = site.take().await;
     site.sql("TRUNCATE large").await;
-    let caller = site.caller();
-    let restored = site.snapshotter.restore(&caller.call(2, 2), caller.instance(), &snapshot).await;
-    restored.unwrap();
+    let caller = restored(&site, &snapshot).await;
     assert!(!unpacked(&caller), "{:?}", caller.lines());
     is_whole(&site).await;
 }
@@ -207,9 +211,7 @@ async fn what_several_jobs_fail_at_one_does_again() {
     site.sql(LARGE).await;
     let snapshot = site.take().await;
     site.sql("TRUNCATE large").await;
-    let caller = site.caller();
-    let restored = site.snapshotter.restore(&caller.call(2, 2), caller.instance(), &snapshot).await;
-    restored.unwrap();
+    let caller = restored(&site, &snapshot).await;
     let line = began_again(&caller).unwrap();
     assert!(line.contains("deadlock detected"), "{line}");
     is_whole(&site).await;

@@ -221,20 +221,22 @@ impl<'a> Parser<'a> {
         }
         let first = self.key()?;
         self.space();
-        if self.peek() != Some(':') {
-            let is_more = self.takes(',');
-            if !is_more {
-                self.space();
-                self.after_comma(self.peek() == Some('}'), '}')?;
-            }
-            let (items, _) = self.items('}')?;
-            if let Some(item) = items.iter().find(|item| !item.value.is_hashable()) {
-                return Err(unhashable(item));
-            }
-            return Ok(Value::Set(std::iter::once(first).chain(items).collect()));
+        if self.peek() == Some(':') { self.dictionary(first) } else { self.set(first) }
+    }
+
+    fn set(&mut self, first: Literal) -> Parsed<Value> {
+        if !self.takes(',') {
+            self.after_comma(self.peek() == Some('}'), '}')?;
         }
+        let (items, _) = self.items('}')?;
+        match items.iter().find(|item| !item.value.is_hashable()) {
+            Some(item) => Err(unhashable(item)),
+            None => Ok(Value::Set(std::iter::once(first).chain(items).collect())),
+        }
+    }
+
+    fn dictionary(&mut self, mut key: Literal) -> Parsed<Value> {
         let mut entries = Vec::new();
-        let mut key = first;
         loop {
             self.space();
             if !self.takes(':') {

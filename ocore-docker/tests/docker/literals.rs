@@ -1,13 +1,9 @@
 //! Manifests are read as Python reads them: its own `ast.literal_eval` is asked about the same texts.
-#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
-
-use std::{
-    io::Write as _,
-    process::{Command, Stdio},
-};
 
 use ocore_docker::odoo::Manifest;
 use proptest::prelude::*;
+
+use crate::program::asked;
 
 /// Reads a list of texts, and writes for each the version of that manifest, or that it is none.
 const REFERENCE: &str = r#"
@@ -25,18 +21,8 @@ json.dump([None if it is None else [ord(c) for c in it] for it in answers], sys.
 "#;
 
 fn python(texts: &[String]) -> Vec<Option<String>> {
-    let mut python = Command::new("python3")
-        .args(["-c", REFERENCE])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("these tests need Python 3");
-    let mut input = python.stdin.take().unwrap();
-    input.write_all(&serde_json::to_vec(texts).unwrap()).unwrap();
-    drop(input);
-    let output = python.wait_with_output().unwrap();
-    assert!(output.status.success());
-    let answers: Vec<Option<Vec<u32>>> = serde_json::from_slice(&output.stdout).unwrap();
+    let output = asked("python3", &["-c", REFERENCE], &serde_json::to_vec(texts).unwrap());
+    let answers: Vec<Option<Vec<u32>>> = serde_json::from_slice(&output).unwrap();
     let text = |codes: Vec<u32>| {
         codes.into_iter().map(|code| char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
     };

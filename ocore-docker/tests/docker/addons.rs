@@ -1,5 +1,4 @@
 //! What is found in a repository of modules, and what is wrong with it.
-#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
 
 use std::{fs, os::unix::fs::symlink, path::Path};
 

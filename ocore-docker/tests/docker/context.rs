@@ -1,16 +1,13 @@
 //! The archive that an engine builds from.
 
-#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
-
 use std::{
     fs::{self, File, FileTimes},
-    io::Write as _,
     os::unix::{
         fs::{PermissionsExt as _, symlink},
         net::UnixListener,
     },
     path::Path,
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -18,6 +15,8 @@ use ocore_core::port::{Error, ErrorKind};
 use ocore_docker::BuildContext;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+
+use crate::program::asked;
 
 /// A repository whose files were made in this order.
 fn repository(names: &[&str]) -> TempDir {
@@ -41,14 +40,7 @@ fn archive(context: &BuildContext) -> (Vec<u8>, String) {
 }
 
 fn tar(arguments: &[&str], archive: &[u8]) -> String {
-    let mut tar =
-        Command::new("tar").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut input = tar.stdin.take().unwrap();
-    input.write_all(archive).unwrap();
-    drop(input);
-    let output = tar.wait_with_output().unwrap();
-    assert!(output.status.success());
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(asked("tar", arguments, archive)).unwrap()
 }
 
 #[test]

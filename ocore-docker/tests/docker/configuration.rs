@@ -1,16 +1,12 @@
 //! What is written into `odoo.conf` is what Odoo reads: with Python's `RawConfigParser`, as here.
 
-#![expect(clippy::unwrap_used, reason = "in a test, a panic is the report")]
-
-use std::{
-    collections::BTreeMap,
-    io::Write as _,
-    process::{Command, Stdio},
-};
+use std::collections::BTreeMap;
 
 use ocore_core::secret::Secret;
 use ocore_docker::odoo::{Configuration, Database, Series};
 use proptest::prelude::*;
+
+use crate::program::asked;
 
 fn series(text: &str) -> Series {
     text.parse().unwrap()
@@ -32,18 +28,8 @@ fn read(configuration: &Configuration) -> BTreeMap<String, String> {
         assert serves(options['db_name'])\n\
         assert not serves('x' + options['db_name']) and not serves(options['db_name'] + 'x')\n\
         json.dump(options, sys.stdout)";
-    let mut python = Command::new("python3")
-        .args(["-c", program])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("these tests need Python 3");
-    let mut input = python.stdin.take().unwrap();
-    input.write_all(configuration.render().unwrap().expose().as_bytes()).unwrap();
-    drop(input);
-    let output = python.wait_with_output().unwrap();
-    assert!(output.status.success());
-    serde_json::from_slice(&output.stdout).unwrap()
+    let text = configuration.render().unwrap();
+    serde_json::from_slice(&asked("python3", &["-c", program], text.expose().as_bytes())).unwrap()
 }
 
 fn reasons(configuration: &Configuration) -> Vec<String> {
